@@ -1,0 +1,58 @@
+# `make` prints what there is. ARGS passes Hydra overrides: make glue-sweep ARGS="task=mrpc seeds=[0,1]"
+PYTHON ?= python3
+BIN := .venv/bin
+DONE := .venv/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock torch
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test test-slow lint format check glue-sweep status tables bench lock
+
+help:  ## print every target
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+setup: $(DONE)  ## build .venv from requirements.lock (again only when it or pyproject.toml changed)
+
+$(DONE): requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+quickstart: $(DONE)  ## train head, LoRA, MELoRA and MPLoRA on a laptop and print the table (minutes)
+	$(BIN)/python scripts/train.py table=quickstart $(ARGS)
+	$(BIN)/python scripts/tables.py quickstart
+
+test: $(DONE)  ## the tests that take seconds
+	$(BIN)/python -m pytest
+
+test-slow: $(DONE)  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(DONE)  ## ruff, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(DONE)  ## ruff, mending what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+check: lint test tables  ## lint, test, and the committed tables agree with the committed records
+	git diff --exit-code results/tables
+
+glue-sweep: $(DONE)  ## both papers' Table 2: every missing point (ARGS narrows or overrides)
+	@failed=0; for table in melora_table2 mplora_table2; do \
+		$(BIN)/python scripts/train.py table=$$table $(ARGS) || failed=1; done; exit $$failed
+
+status: $(DONE)  ## the points of a grid as done, running, failed, missing (TABLE=name, ARGS as for the sweep)
+	@$(BIN)/python scripts/status.py $(TABLE) $(ARGS)
+
+tables: $(DONE)  ## results/tables from the records under results/runs
+	$(BIN)/python scripts/tables.py
+
+bench: $(DONE)  ## rows per second: the floor, PEFT + Trainer, and ours, in one run
+	$(BIN)/python scripts/bench_training.py
+
+lock: $(DONE)  ## write requirements.lock anew from the newest versions that pyproject.toml allows
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet '.[dev,instruct,launchers,ray,track]'
+	.venv-lock/bin/pip freeze --exclude melora_bench | sed 's/+cpu$$//' > requirements.lock
+	rm -r .venv-lock

@@ -1,0 +1,132 @@
+"""Token ids in flat arrays, and batches that pad only to their own longest row."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from melora_bench.files import cache_dir, write_atomic
+from melora_bench.seeding import generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """A tokenised split: row i is ids[offsets[i]:offsets[i + 1]]."""
+
+    ids: np.ndarray  # (tokens,) int32
+    types: np.ndarray | None  # (tokens,) uint8: token_type_ids, where the model has them
+    offsets: np.ndarray  # (rows + 1,) int64
+    labels: np.ndarray  # (rows,) int64 classes or float32 scores
+    pad_id: int
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    def collate(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Row numbers (rows,) -> input_ids, attention_mask, labels and, where the model has them, token_type_ids."""
+        lengths = self.lengths[rows]
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        where = np.concatenate([np.arange(self.offsets[row], self.offsets[row + 1]) for row in rows])
+        ids = np.full(mask.shape, self.pad_id, dtype=np.int64)
+        ids[mask] = self.ids[where]
+        batch = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+        if self.types is not None:
+            types = np.zeros(mask.shape, dtype=np.int64)
+            types[mask] = self.types[where]
+            batch["token_type_ids"] = torch.from_numpy(types)
+        return batch | {"labels": torch.from_numpy(self.labels[rows])}
+
+
+def tokenise(tokenizer, columns: list[list[str]], labels: np.ndarray, max_length: int) -> Split:
+    """Tokenise the text columns (one, or two for pairs), cut to `max_length` tokens; cached by content."""
+    key = hashlib.sha256(f"v1 {max_length} {tokenizer.backend_tokenizer.to_str()}".encode())
+    for column in columns:
+        key.update("\0".join(column).encode())
+    path = cache_dir() / "tokens" / f"{key.hexdigest()}.npz"
+    if not path.exists():
+        encoded = tokenizer(*columns, truncation=True, max_length=max_length, return_attention_mask=False)
+        offsets = np.cumsum([0, *map(len, encoded["input_ids"])])
+        arrays = {"ids": np.concatenate(encoded["input_ids"]).astype(np.int32), "offsets": offsets}
+        if "token_type_ids" in encoded:
+            arrays["types"] = np.concatenate(encoded["token_type_ids"]).astype(np.uint8)
+
+        def write(temporary) -> None:
+            with temporary.open("wb") as file:
+                np.savez(file, **arrays)
+
+        write_atomic(path, write)
+    with np.load(path) as arrays:
+        types = arrays.get("types")
+        ids, offsets = arrays["ids"], arrays["offsets"]
+    return Split(ids=ids, types=types, offsets=offsets, labels=labels, pad_id=tokenizer.pad_token_id)
+
+
+def epoch_order(lengths: np.ndarray, *, seed: int, epoch: int, batch_size: int, bucket: int) -> list[np.ndarray]:
+    """The batches of one epoch, as row numbers, drawn from (seed, epoch) alone.
+
+    A random permutation is cut into chunks of `bucket` batches; within a chunk, rows of like length share a batch and
+    the batches are shuffled. That last shuffle depends on the epoch alone, so the i-th batches of all seeds are about
+    equally long and packed replicas pad little. bucket=1 is plain random order.
+    """
+    order = torch.randperm(len(lengths), generator=generator(seed, "order", epoch)).numpy()
+    shuffle = generator("batches", epoch)
+    batches = []
+    for chunk in np.split(order, range(bucket * batch_size, len(order), bucket * batch_size)):
+        chunk = chunk[np.argsort(-lengths[chunk], kind="stable")]
+        parts = np.split(chunk, range(batch_size, len(chunk), batch_size))
+        batches += [parts[i] for i in torch.randperm(len(parts), generator=shuffle)]
+    return batches
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainBatches:
+    """The batches of a packed run: in each, replica k's rows follow seed k's own order."""
+
+    split: Split
+    seeds: list[int]
+    batch_size: int  # rows per replica and optimizer step, over all processes and micro-batches
+    bucket: int
+    accumulation: int  # micro-batches per optimizer step
+    processes: int = 1
+    process: int = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.split.labels) // self.batch_size)
+
+    def epoch(self, epoch: int) -> Iterator[list[dict[str, Tensor]]]:
+        """For each optimizer step of an epoch, its micro-batches of (R * b, L) rows for this process.
+
+        `weight` (R * b,) makes the weighted sum of row losses the mean over the whole step's rows of a replica, after
+        the division by `accumulation` and the averaging over processes that accelerate does. Parts of unequal size are
+        filled up with rows of weight 0.
+        """
+        options = {"epoch": epoch, "batch_size": self.batch_size, "bucket": self.bucket}
+        orders = [epoch_order(self.split.lengths, seed=seed, **options) for seed in self.seeds]
+        parts = self.accumulation * self.processes
+        for step in zip(*orders, strict=True):
+            rows = np.stack(step)  # (R, rows of this step)
+            size = -(-rows.shape[1] // parts)
+            weight = np.zeros(parts * size, dtype=np.float32)
+            weight[: rows.shape[1]] = parts / rows.shape[1]
+            rows = np.pad(rows, ((0, 0), (0, len(weight) - rows.shape[1])), mode="edge")
+            mine = range(self.process, parts, self.processes)
+            yield [self._micro_batch(rows[:, i::parts], weight[i::parts]) for i in mine]
+
+    def _micro_batch(self, rows: np.ndarray, weight: np.ndarray) -> dict[str, Tensor]:
+        batch = self.split.collate(rows.reshape(-1))
+        return batch | {"weight": torch.from_numpy(np.tile(weight, len(rows)))}
+
+
+def evaluation_batches(
+    split: Split, batch_size: int, process: int, processes: int
+) -> Iterator[tuple[np.ndarray, dict]]:
+    """(row numbers, batch) in order of length; each process has its own batches and no row comes twice."""
+    order = np.argsort(-split.lengths, kind="stable")
+    for start in range(process * batch_size, len(order), processes * batch_size):
+        rows = order[start : start + batch_size]
+        yield rows, split.collate(rows)

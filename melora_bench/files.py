@@ -1,0 +1,63 @@
+"""Files written whole, hashes, canonical JSON, the user's cache directory, and model files from a hub."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
+    """Let `write(temporary)` make the file, then rename it to `path`: a reader sees the whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    return write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def sha256_json(value: object) -> str:
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def cache_dir() -> Path:
+    """$MELORA_BENCH_CACHE, else the user's cache directory; holds embedded files and tokenised data."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("MELORA_BENCH_CACHE") or Path(base) / "melora_bench")
+
+
+def hub_snapshot(repo: str, revision: str, *, kind: str, patterns: list[str], offline: str) -> tuple[Path, str]:
+    """Download (or find in the hub's own cache) the files of a hub repository that match `patterns`.
+
+    Returns the folder and the commit that `revision` resolved to. Raises ValueError, ending in the remedy `offline`,
+    when the hub cannot be reached and nothing is cached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(repo, revision=revision, repo_type=kind, allow_patterns=patterns)
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = str(error).splitlines()[0][:160]
+        raise ValueError(f"cannot fetch {repo} at {revision!r} from the hub ({reason}); {offline}") from error
+    return Path(folder), Path(folder).name

@@ -1,0 +1,42 @@
+"""From the rows of a table to the points of its grid."""
+
+import itertools
+
+
+def points(table: dict, overrides: list[str]) -> list[list[str]]:
+    """The command-line overrides of every point of a table: rows x tasks, narrowed or changed by the user's overrides.
+
+    An override of the task, or of a key that some row lists, selects (`task=mrpc`, `method=melora`, `method.n=4,8`); any
+    other applies to every point. Raises ValueError when nothing is left, naming what there is.
+    """
+    listed = {key for row in table["rows"] for key in row["points"]} | {"task"}
+    parsed = [override.partition("=") for override in overrides]
+    select = {key: _values(value) for key, _, value in parsed if key in listed}
+    rest = [override for override, (key, _, _) in zip(overrides, parsed, strict=True) if key not in select]
+    found = []
+    for row in table["rows"]:
+        grid = {"task": table["tasks"], **row["points"]}
+        choices = {key: [str(value) for value in as_list(values)] for key, values in grid.items()}
+        if any(key not in choices for key in select):
+            continue
+        kept = {key: [v for v in values if v in select.get(key, values)] for key, values in choices.items()}
+        for values in itertools.product(*kept.values()):
+            found.append([f"{key}={value}" for key, value in zip(kept, values, strict=True)] + rest)
+    if not found:
+        there = {
+            key: sorted({str(v) for row in table["rows"] for v in as_list(row["points"].get(key, []))})
+            for key in select
+        }
+        there["task"] = table["tasks"]
+        wanted = ", ".join(f"{key}={','.join(values)}" for key, values in select.items())
+        raise ValueError(f"no point of this table has {wanted}; it has " + "; ".join(
+            f"{key}={','.join(there[key])}" for key in select))  # fmt: skip
+    return found
+
+
+def as_list(value: object) -> list:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _values(text: str) -> list[str]:
+    return [value.strip() for value in text.split(",")]

@@ -1,0 +1,15 @@
+"""Head only: the frozen backbone's features under a trained classifier, the floor that any adapter must beat."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from melora_bench.methods.base import Method, freeze
+
+
+@dataclass(kw_only=True)
+class HeadOnly(Method):
+    """h = W x in every layer of the backbone: nothing is adapted."""
+
+    def attach(self, model: nn.Module, head: str, seeds: list[int], total_steps: int) -> None:
+        freeze(model, head, seeds)

@@ -1,0 +1,43 @@
+"""LoRA: Low-Rank Adaptation of Large Language Models. Hu et al., 2021. https://arxiv.org/abs/2106.09685"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from melora_bench.methods.base import AdapterLayer, Method, init_a, require_positive
+
+
+class LoRALayer(AdapterLayer):
+    """h = W x + s B A drop(x), A (R, r, d_in), B (R, d_out, r), s = alpha / r; B starts at 0."""
+
+    def __init__(self, base: nn.Linear, replicas: int, *, r: int, alpha: float, lora_dropout: float, init: str) -> None:
+        super().__init__(base, replicas)
+        self.A = nn.Parameter(torch.empty(replicas, r, base.in_features))
+        self.B = nn.Parameter(torch.zeros(replicas, base.out_features, r))
+        self.dropout = nn.Dropout(lora_dropout)
+        self.scaling = alpha / r
+        self.init = init_a(init)
+
+    def reset_parameters(self, generators: list[torch.Generator]) -> None:
+        for A, source in zip(self.A.data, generators, strict=True):
+            self.init(A, source)
+
+    def update(self, x: Tensor) -> Tensor:
+        return (self.dropout(x) @ self.A.mT * self.scaling) @ self.B.mT
+
+
+@dataclass(kw_only=True)
+class LoRA(Method):
+    """Departures from the paper: A is drawn as public code draws it (`init_a`), not Gaussian."""
+
+    r: int
+    alpha: float
+    lora_dropout: float
+    init_a: str
+
+    def __post_init__(self) -> None:
+        require_positive(**{"method.r": self.r, "method.alpha": self.alpha})
+
+    def make_layer(self, base: nn.Linear, replicas: int) -> LoRALayer:
+        return LoRALayer(base, replicas, r=self.r, alpha=self.alpha, lora_dropout=self.lora_dropout, init=self.init_a)

@@ -1,0 +1,157 @@
+"""One JSON file per finished run and seed: written once, never edited, refused when anything about it is off."""
+
+import dataclasses
+import functools
+import json
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from melora_bench.files import sha256_json, write_text
+
+SCHEMA = 1
+ROOT = Path(__file__).resolve().parent.parent
+# What a run's identity leaves out: seeds, the place of files, and what does not change numbers.
+NOT_IDENTITY = {"seeds", "experiment", "table", "results_dir", "output_dir", "tracker", "_target_"}
+PATHS = {("data", "root"), ("backbone", "path")}
+
+
+def identity(config: dict, *trail: str) -> dict:
+    """The resolved config without what is not part of a run's identity; records store it and `config_hash` hashes it."""
+    kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY and (*trail, key) not in PATHS}
+    return {key: identity(value, *trail, key) if isinstance(value, dict) else value for key, value in kept.items()}
+
+
+def config_hash(identity: dict) -> str:
+    """sha256 of the identity's canonical JSON; 2 and 2.0 are one value, so that a config and its JSON copy agree."""
+
+    def plain(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    return sha256_json(plain(identity))
+
+
+@dataclass(kw_only=True)
+class RunRecord:
+    """What one seed of one run did. `null` means not measured; best and last epoch are derived from `epochs`."""
+
+    schema: int = SCHEMA
+    run_id: str  # <experiment>/<task>/<method>-<hash>-s<seed>: also the file's place below <results_dir>/runs
+    config_hash: str
+    seed: int
+    packed_with: list[int]  # the other seeds trained side by side with this one
+    choices: dict  # the config groups' options: method, task, backbone, data, recipe
+    versions: dict  # of the method and the task
+    config: dict  # the full resolved config, taken before training, without paths and seeds
+    git: dict  # commit, dirty
+    env: dict  # python, torch, ..., device, processes, precision
+    model: dict  # name, repo, commit, sha256
+    data: dict  # {split: rows, sha256 and origin; null for a split that was missing}
+    init_from: dict | None  # source and sha256 of the adapter that training started from
+    params: dict  # trainable numbers of one seed: total, adapter, head
+    metric: str  # the metric that selects
+    epochs: list[dict]  # epoch, step, train_loss, penalty, lr, metrics, halves, train_seconds, eval_seconds, report
+    rows_per_second: float | None  # this seed's training rows over training time; packed seeds share the clock
+    tokens_per_second: float | None  # the same of this seed's tokens, padding not counted
+    peak_memory_bytes: int | None  # of the GPU, for the whole packed run
+    wall_seconds: float
+    resumed_at: list[int]  # epochs after which the run was interrupted and resumed
+    started: str
+    finished: str
+    digest: str = ""  # sha256 of all of the above: a record edited by hand is refused
+
+    def sealed(self) -> "RunRecord":
+        return dataclasses.replace(self, digest=_digest(dataclasses.asdict(self)))
+
+    def path(self, results_dir: str | Path) -> Path:
+        return Path(results_dir) / "runs" / f"{self.run_id}.json"
+
+    def save(self, results_dir: str | Path) -> Path:
+        """Write the record; one line per key and per epoch, so that diffs read well."""
+        lines = []
+        for key, value in dataclasses.asdict(self.sealed()).items():
+            if key == "epochs":
+                text = "[\n    " + ",\n    ".join(json.dumps(entry, ensure_ascii=False) for entry in value) + "\n  ]"
+            else:
+                text = json.dumps(value, ensure_ascii=False)
+            lines.append(f"  {json.dumps(key)}: {text}")
+        return write_text(self.path(results_dir), "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def load(path: Path) -> RunRecord:
+    """Read one record. Raises ValueError naming the file for broken JSON, another schema, an unknown or missing key, or
+    contents that do not agree with the record's own hashes."""
+    remedy = "restore it from version control, or delete it and run that point again"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); {remedy}") from error
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        found = content.get("schema") if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{path} has schema {found!r}, this version reads schema {SCHEMA}; {remedy}")
+    known = {item.name for item in dataclasses.fields(RunRecord)}
+    if set(content) != known:
+        odd = sorted(set(content) ^ known)
+        raise ValueError(f"{path} has an unknown key or lacks one: {', '.join(odd)}; {remedy}")
+    if content["digest"] != _digest(content) or content["config_hash"] != config_hash(content["config"]):
+        raise ValueError(f"{path} was edited: its contents do not match its own hashes; {remedy}")
+    return RunRecord(**content)
+
+
+def load_all(results_dir: str | Path, experiment: str) -> list[RunRecord]:
+    """Every record of one experiment. Raises ValueError for the first bad file."""
+    return [load(path) for path in sorted((Path(results_dir) / "runs" / experiment).glob("*/*.json"))]
+
+
+def find(results_dir: str | Path, name: str, task: str, seed: int) -> Path | None:
+    """The record `<any experiment>/<task>/<name>-s<seed>.json`, if that point was run before."""
+    return next(iter(sorted((Path(results_dir) / "runs").glob(f"*/{task}/{name}-s{seed}.json"))), None)
+
+
+def best_epoch(record: RunRecord) -> dict:
+    """The first epoch with the highest selection metric."""
+    return max(record.epochs, key=lambda entry: entry["metrics"][record.metric])
+
+
+@functools.cache
+def git_state() -> dict:
+    """The commit, and whether code or configs differ from it; both null outside a checkout."""
+
+    def git(*arguments: str) -> str | None:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    status = git(
+        "status", "--porcelain", "--", "melora_bench", "configs", "scripts", "pyproject.toml", "requirements.lock"
+    )
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+
+
+def environment(accelerator, precision: str) -> dict:
+    """Versions and hardware that numbers and timings depend on."""
+    import accelerate
+    import torch
+    import transformers
+
+    cuda = accelerator.device.type == "cuda"
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "accelerate": accelerate.__version__,
+        "cuda": torch.version.cuda if cuda else None,
+        "device": torch.cuda.get_device_name()
+        if cuda
+        else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        "processes": accelerator.num_processes,
+        "precision": precision,
+    }
+
+
+def _digest(content: dict) -> str:
+    return sha256_json({key: value for key, value in content.items() if key != "digest"})

@@ -1,0 +1,277 @@
+"""Running one point: which seeds are still to be done, training them side by side, one record for each."""
+
+import datetime
+import json
+import logging
+import os
+import socket
+import time
+import traceback
+from pathlib import Path
+
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from hydra.errors import CompactHydraException, InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from melora_bench import checkpoints, records
+from melora_bench.batches import TrainBatches
+from melora_bench.files import write_text
+from melora_bench.points import Point
+from melora_bench.progress import RunProgress
+from melora_bench.training import Trainer
+
+log = logging.getLogger(__name__)
+
+
+class RunError(CompactHydraException):
+    """A run that cannot go on, in one line: Hydra prints it without a traceback and exits with a code other than 0."""
+
+
+def run(cfg: DictConfig, choices: dict) -> list[Path]:
+    """Train the seeds of one point that have no record yet; returns the records written.
+
+    Raises RunError, after logging the one line and writing it to error.txt among the run's outputs.
+    """
+    point = None
+    try:
+        point = Point.of(cfg, choices)
+        todo = [seed for seed in point.config["seeds"] if not point.record(seed)]
+        done = [seed for seed in point.config["seeds"] if seed not in todo]
+        if done:
+            log.info(
+                "skip  %s %s  seeds %s are recorded: %s", point.choices["task"], point.name, done, point.record(done[0])
+            )
+        return _Run(point, todo).execute() if todo else []
+    except Exception as error:
+        expected = isinstance(error, ValueError | InstantiationException)
+        line = _one_line(error) if expected else f"{type(error).__name__}: {_one_line(error)}"
+        log.error("error: %s", line)
+        if point and _is_main():
+            for seed in point.config["seeds"]:
+                if not point.record(seed):
+                    write_text(point.output(seed) / "error.txt", f"{line}\n\n{traceback.format_exc()}")
+        raise RunError(f"error: {line}") from (None if expected else error)
+
+
+class _Run:
+    """The parts of one packed run: built, resumed, trained, recorded."""
+
+    def __init__(self, point: Point, seeds: list[int]) -> None:
+        config = point.config
+        self.point, self.seeds, self.config = point, seeds, config
+        self.started, self.clock, self.seconds_before = _now(), time.perf_counter(), 0.0
+        self.resumed_at: list[int] = []
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        AcceleratorState._reset_state(reset_partial_state=False)  # an earlier run may have had another precision
+        GradientState._reset_state()
+        self.accelerator = Accelerator(
+            mixed_precision=config["precision"],
+            gradient_accumulation_steps=config["accumulation"],
+            log_with=config["tracker"],
+            project_dir=config["output_dir"],
+        )
+        self.method, self.task, self.backbone, source = (
+            _build(config[group], group) for group in ("method", "task", "backbone", "data")
+        )
+        with self.accelerator.main_process_first():
+            limits = {key: config[key] for key in ("max_length", "max_train_rows", "max_eval_rows")}
+            self.data = self.task.load(source, self.backbone.tokenizer(), **limits)
+        self.batches = TrainBatches(
+            split=self.task.train,
+            seeds=seeds,
+            batch_size=config["batch_size"],
+            bucket=config["bucket"],
+            accumulation=config["accumulation"],
+            processes=self.accelerator.num_processes,
+            process=self.accelerator.process_index,
+        )
+        model, head = self.backbone.model(self.task.num_labels), self.backbone.head
+        self.method.attach(model, head, seeds, config["epochs"] * self.batches.steps_per_epoch)
+        self.starts = [self._start(model, k, seed) for k, seed in enumerate(seeds)]
+        numbers = {name: value[0].numel() for name, value in checkpoints.trainable(model).items()}
+        in_head = sum(count for name, count in numbers.items() if name.startswith(f"{head}."))
+        total = sum(numbers.values())
+        self.params = {"total": total, "adapter": total - in_head, "head": in_head}
+        keys = ("epochs", "lr", "head_lr_scale", "weight_decay", "warmup_ratio", "max_grad_norm", "eval_batch_size")
+        self.trainer = Trainer(
+            accelerator=self.accelerator,
+            model=model,
+            method=self.method,
+            task=self.task,
+            batches=self.batches,
+            head=head,
+            **{key: config[key] for key in keys},
+        )
+
+    def execute(self) -> list[Path]:
+        """Train to the end, a checkpoint after each epoch; write the records. Raises ValueError if a replica failed."""
+        trainer, main = self.trainer, self.accelerator.is_main_process
+        checkpoint = self.point.output(*self.seeds) / "checkpoint.pt"
+        self._resume(checkpoint)
+        if main:
+            self._mark_running()
+        try:
+            name = f"{self.task.name} {self.point.name}"
+            with RunProgress(name, trainer, len(self.seeds) * self.config["batch_size"], quiet=not main) as progress:
+                while trainer.epoch < trainer.epochs and None in trainer.failed:
+                    trainer.train_epoch(progress.on_step)
+                    progress.on_epoch(self.task.metric)
+                    self._track()
+                    if main:
+                        self._keep_adapters()
+                        state = {
+                            "trainer": trainer.state_dict(),
+                            "seconds": self._seconds,
+                            "resumed_at": self.resumed_at,
+                        }
+                        checkpoints.save_checkpoint(checkpoint, state)
+            paths = self._write_records() if main else []
+            checkpoint.unlink(missing_ok=True)
+            self.accelerator.wait_for_everyone()
+        finally:
+            for seed in self.seeds if main else []:
+                (self.point.output(seed) / "running.json").unlink(missing_ok=True)
+            self.accelerator.end_training()
+        failed = {seed: step for seed, step in zip(self.seeds, trainer.failed, strict=True) if step is not None}
+        if main:
+            self._summarise(paths)
+        if failed:
+            what = "; ".join(f"seed {seed} stopped at step {step}" for seed, step in failed.items())
+            raise ValueError(f"{self.task.name} {self.point.name}: {what}: the loss was not finite, no record was written; "
+                             f"try a lower lr than {self.config['lr']}")  # fmt: skip
+        return paths
+
+    @property
+    def _seconds(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.clock
+
+    def _start(self, model, k: int, seed: int) -> dict | None:
+        source = self.config["init_from"]
+        if source is None:
+            return None
+        folder = Path(source) if Path(source).is_dir() else Path(self.config["output_dir"], "runs", f"{source}-s{seed}")
+        return {"source": source, **checkpoints.load_adapter(model, self.backbone.head, k, folder / "last.safetensors")}
+
+    def _resume(self, checkpoint: Path) -> None:
+        if not checkpoint.exists():
+            return
+        state = checkpoints.load_checkpoint(checkpoint)
+        self.trainer.load_state_dict(state["trainer"])
+        self.seconds_before, self.resumed_at = state["seconds"], [*state["resumed_at"], self.trainer.epoch]
+        log.info("resume  %s %s  after epoch %d", self.task.name, self.point.name, self.trainer.epoch)
+
+    def _mark_running(self) -> None:
+        for seed in self.seeds:
+            (self.point.output(seed) / "error.txt").unlink(missing_ok=True)
+            owner = {"pid": os.getpid(), "host": socket.gethostname(), "started": self.started}
+            write_text(self.point.output(seed) / "running.json", json.dumps(owner))
+
+    def _track(self) -> None:
+        if not self.config["tracker"]:
+            return
+        if not self.accelerator.trackers:
+            self.accelerator.init_trackers("melora_bench", config=_flat(self.point.identity))
+        values = {}
+        for seed, history in zip(self.seeds, self.trainer.history, strict=True):
+            if history and history[-1]["epoch"] == self.trainer.epoch:
+                last = {key: history[-1][key] for key in ("train_loss", "penalty", "lr")} | history[-1]["metrics"]
+                values |= {f"{self.task.name}/{self.point.name}-s{seed}/{key}": value for key, value in last.items()}
+        self.accelerator.log(values, step=self.trainer.step)
+
+    def _keep_adapters(self) -> None:
+        """last.safetensors of every seed, and best.safetensors of the seeds that have just reached their best."""
+        model = self.trainer.plain_model
+        for k, (seed, history) in enumerate(zip(self.seeds, self.trainer.history, strict=True)):
+            if not history or history[-1]["epoch"] != self.trainer.epoch:
+                continue
+            values = [entry["metrics"][self.task.metric] for entry in history]
+            about = {"run_id": self.point.run_id(seed), "seed": seed, "config": self.point.identity,
+                     "choices": self.point.choices, **history[-1]}  # fmt: skip
+            folder = self.point.output(seed)
+            checkpoints.save_adapter(folder / "last.safetensors", model, k, about)
+            if values[-1] > max(values[:-1], default=-float("inf")):
+                checkpoints.save_adapter(folder / "best.safetensors", model, k, about)
+
+    def _write_records(self) -> list[Path]:
+        cuda = self.accelerator.device.type == "cuda"
+        shared = {
+            "choices": self.point.choices,
+            "versions": {"method": self.method.version, "task": self.task.version},
+            "config": self.point.identity,
+            "config_hash": records.config_hash(self.point.identity),
+            "git": records.git_state(),
+            "env": records.environment(self.accelerator, self.config["precision"]),
+            "model": self.backbone.origin(),
+            "data": self.data,
+            "params": self.params,
+            "metric": self.task.metric,
+            "peak_memory_bytes": torch.cuda.max_memory_allocated() if cuda else None,
+            "wall_seconds": round(self._seconds, 3),
+            "resumed_at": self.resumed_at,
+            "started": self.started,
+            "finished": _now(),
+        }
+        paths = []
+        for k, seed in enumerate(self.seeds):
+            if self.trainer.failed[k] is not None:
+                continue
+            history = self.trainer.history[k]
+            seconds = sum(entry["train_seconds"] for entry in history)
+            split = self.task.train
+            record = records.RunRecord(
+                run_id=self.point.run_id(seed),
+                seed=seed,
+                packed_with=[other for other in self.seeds if other != seed],
+                init_from=self.starts[k],
+                epochs=history,
+                rows_per_second=round(len(history) * len(split.labels) / seconds, 2),
+                tokens_per_second=round(len(history) * len(split.ids) / seconds, 1),
+                **shared,
+            )
+            paths.append(record.save(self.config["results_dir"]))
+        return paths
+
+    def _summarise(self, paths: list[Path]) -> None:
+        good = [records.load(path) for path in paths]
+        scores = " ".join(f"{records.best_epoch(record)['metrics'][record.metric]:.4f}" for record in good) or "none"
+        speed = sum(record.rows_per_second for record in good)
+        where = str(paths[0]).replace(f"-s{good[0].seed}.json", "-s*.json") if good else "no record"
+        log.info("done  %s %s  %d of %d seeds  best %s %s  %s adapter parameters  %.0f rows/s  %.0f s  %s", self.task.name,
+                 self.point.name, len(good), len(self.seeds), self.task.metric, scores, f"{self.params['adapter']:,}",
+                 speed, self._seconds, where)  # fmt: skip
+
+
+def _build(config: dict, group: str):
+    """The object of a config group. Raises ValueError for a key that its class does not have."""
+    try:
+        return instantiate(config, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, ValueError):
+            raise ValueError(str(cause)) from error
+        raise ValueError(f"{group}: {cause}") from error
+
+
+def _flat(config: dict, prefix: str = "") -> dict:
+    """{a: {b: 1}} -> {"a.b": 1}, lists as text: what trackers accept as hyper-parameters."""
+    flat = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
+    return flat
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _is_main() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

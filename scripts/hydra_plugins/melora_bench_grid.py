@@ -1,0 +1,32 @@
+"""A Hydra sweeper for tables: their grids are unions of products, which Hydra's own sweeper cannot express.
+
+Hydra finds it here because plugins live in the namespace package `hydra_plugins` somewhere on sys.path.
+"""
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.errors import CompactHydraException
+from omegaconf import OmegaConf
+
+from melora_bench.grid import points
+
+ConfigStore.instance().store(
+    group="hydra/sweeper",
+    name="grid",
+    node={"_target_": "hydra_plugins.melora_bench_grid.GridSweeper", "max_batch_size": None, "params": None},
+)
+
+
+class GridSweeper(BasicSweeper):
+    def sweep(self, arguments: list[str]) -> list:
+        """Launch every point of `table.rows`, narrowed by the command line; a failed point does not stop the others."""
+        try:
+            jobs = points(OmegaConf.to_container(self.config.table), arguments)
+        except ValueError as error:
+            raise CompactHydraException(str(error)) from None
+        results = self.launcher.launch(jobs, initial_job_idx=0)
+        failed = [result for result in results if result.status.name == "FAILED"]
+        if failed:
+            raise CompactHydraException(f"{len(failed)} of {len(jobs)} points failed: their lines are above, and `make status` "
+                                        "lists them; the same command runs them again")  # fmt: skip
+        return results

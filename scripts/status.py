@@ -1,0 +1,52 @@
+"""List a grid's points as done, running, failed or missing: `python scripts/status.py [TABLE ...] [overrides]`."""
+
+import collections
+import sys
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from melora_bench.grid import points
+from melora_bench.points import Point
+from melora_bench.records import ROOT
+from melora_bench.tables import load_grid
+
+
+def main(arguments: list[str]) -> int:
+    overrides = [argument for argument in arguments if "=" in argument]
+    tables = [argument for argument in arguments if "=" not in argument] or ["melora_table2", "mplora_table2"]
+    try:
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            for table in tables:
+                show(table, overrides)
+    except (ValueError, HydraException, OmegaConfBaseException) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def show(table: str, overrides: list[str]) -> None:
+    totals: collections.Counter = collections.Counter()
+    for job in points(load_grid(table)["table"], overrides):
+        cfg = compose("train", [f"table={table}", *job], return_hydra_config=True)
+        choices = cfg.hydra.runtime.choices
+        point = Point.of(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), choices)
+        states = {seed: point.state(seed) for seed in point.config["seeds"]}
+        totals.update(states.values())
+        groups = {
+            state: [seed for seed in states if states[seed] == state]
+            for state in ("done", "running", "failed", "missing")
+        }
+        text = "  ".join(f"{state} {seeds}" for state, seeds in groups.items() if seeds)
+        print(f"{' '.join(job):60}  {point.name}  {text}")
+    print(
+        f"{table}: "
+        + ", ".join(f"{totals[state]} {state}" for state in ("done", "running", "failed", "missing"))
+        + "\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,29 @@
+"""Regenerate tables from the records: `python scripts/tables.py [NAME ...] [--results DIR]`; all papers' by default."""
+
+import argparse
+import sys
+
+from melora_bench.records import ROOT
+from melora_bench.tables import load_grid, regenerate
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    names = [path.stem for path in sorted((ROOT / "configs" / "table").glob("*.yaml"))]
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(names)}; default: all that belong to a paper")
+    parser.add_argument("--results", help="where the records are, if not in the table's own place")
+    arguments = parser.parse_args()
+    try:
+        for name in arguments.names or [name for name in names if load_grid(name)["table"]["paper"]]:
+            csv, markdown = regenerate(name, arguments.results)
+            if arguments.names:
+                print(markdown.read_text())
+            print(f"wrote {csv} and {markdown}")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""Shared fixtures: a tiny random RoBERTa and tiny data, so that the real code paths run in seconds without a network."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may wait for a hub
+
+import csv
+import random
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from hydra import compose, initialize_config_dir
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+
+from melora_bench.records import ROOT
+
+WORDS = "the a film plot actor was is good great fine bad dull poor long short story never always very quite".split()
+
+
+def sentences(count: int, seed: int) -> list[tuple[str, int]]:
+    """Random word strings with a learnable label: whether praise outnumbers blame."""
+    source = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        words = [source.choice(WORDS) for _ in range(source.randint(3, 14))]
+        score = sum(w in ("good", "great", "fine") for w in words) - sum(w in ("bad", "dull", "poor") for w in words)
+        rows.append((" ".join(words), int(score > 0)))
+    return rows
+
+
+def write_csv(path: Path, rows: list[tuple]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    """Tests share one temporary cache directory and leave the user's alone."""
+    monkeypatch.setenv("MELORA_BENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny_roberta(tmp_path_factory) -> Path:
+    """A checkpoint folder: 2 layers, hidden 32, random weights, a tokenizer trained on WORDS."""
+    folder = tmp_path_factory.mktemp("tiny_roberta")
+    tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    tokenizer.train_from_iterator([" ".join(WORDS)], trainers.WordLevelTrainer(special_tokens=special))
+    ends = [("<s>", 0), ("</s>", 2)]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=ends
+    )
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
+        model_input_names=["input_ids", "attention_mask"],
+    ).save_pretrained(folder)  # fmt: skip
+    torch.manual_seed(0)
+    config = transformers.RobertaConfig(
+        vocab_size=len(WORDS) + 4, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=66, type_vocab_size=1,
+    )  # fmt: skip
+    transformers.RobertaForMaskedLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> Path:
+    """A data root with sst2 (one text), mrpc (a pair) and stsb (regression), 72 training and 40 validation rows each."""
+    root = tmp_path_factory.mktemp("tiny_data")
+    for number, (split, count) in enumerate((("train", 72), ("validation", 40))):
+        rows = sentences(count, number)
+        write_csv(root / "sst2" / f"{split}.csv", [("sentence", "label"), *rows])
+        pairs = [(a, b, int(x == y)) for (a, x), (b, y) in zip(rows, rows[::-1], strict=True)]
+        write_csv(root / "mrpc" / f"{split}.csv", [("sentence1", "sentence2", "label"), *pairs])
+        scores = [(a, b, 5.0 * same) for a, b, same in pairs]
+        write_csv(root / "stsb" / f"{split}.csv", [("sentence1", "sentence2", "label"), *scores])
+    return root
+
+
+@pytest.fixture
+def tiny_overrides(tiny_roberta, tiny_data, tmp_path) -> list[str]:
+    """Command-line overrides of a run that takes a second: the tiny model on the tiny data, files under tmp_path."""
+    return [
+        "backbone=roberta_base", f"backbone.path={tiny_roberta}", "backbone.name=tiny", "data=local",
+        f"data.root={tiny_data}", "task=sst2", "epochs=2", "batch_size=16", f"results_dir={tmp_path}/results",
+        f"output_dir={tmp_path}/outputs",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The root of real benchmark files; tests that need it are skipped, saying so, where it is not set."""
+    root = os.environ.get("MELORA_BENCH_DATA")
+    if not root:
+        pytest.skip("needs real GLUE files: set MELORA_BENCH_DATA to a folder with glue/<task>/<split>.parquet")
+    return Path(root)
+
+
+def composed(overrides: list[str], **options):
+    """The config of a command line, as scripts/train.py would see it."""
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        return compose("train", overrides, **options)
+
+
+def run_point(overrides: list[str]) -> list[Path]:
+    """Run one point in this process; returns the records written."""
+    from melora_bench.run import run
+
+    cfg = composed(overrides, return_hydra_config=True)
+    choices = dict(cfg.hydra.runtime.choices)
+    return run(composed(overrides), choices)
