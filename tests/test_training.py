@@ -1,10 +1,247 @@
+"""The loop: packed equals separate, resumed equals unbroken, two processes equal one, failures stay where they are."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
 from conftest import run_point
+from safetensors.torch import load_file
 
 from melora_bench import records
+from melora_bench.methods.lora import LoRA
+from melora_bench.records import ROOT
+from melora_bench.run import RunError
+from melora_bench.training import Trainer
+
+TRAIN = [sys.executable, str(ROOT / "scripts" / "train.py")]
+NO_DROPOUT = ["method.lora_dropout=0", "backbone.dropout=0"]
+TIMES = ("train_seconds", "eval_seconds")
 
 
-def test_one_run_writes_one_record_per_seed(tiny_overrides):
-    paths = run_point([*tiny_overrides, "seeds=[0,1]"])
-    found = [records.load(path) for path in paths]
-    assert [record.seed for record in found] == [0, 1]
-    assert run_point([*tiny_overrides, "seeds=[0,1]"]) == []
+def curves(path: Path) -> list[dict]:
+    """A record's epochs without their times."""
+    return [{key: value for key, value in entry.items() if key not in TIMES} for entry in records.load(path).epochs]
+
+
+def adapters(output_dir: Path, kind: str = "last") -> dict[int, dict[str, torch.Tensor]]:
+    """{seed: the adapter file's tensors} of every run under an output directory."""
+    files = output_dir.glob(f"runs/*/*/*/{kind}.safetensors")
+    return {int(re.search(r"-s(\d+)$", path.parent.name)[1]): load_file(path) for path in files}
+
+
+def equal(one: dict, two: dict) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.parametrize("method", ["lora", "melora", "mplora", "head"])
+def test_packed_equals_separate(tiny_overrides, tmp_path, method):
+    """Three seeds side by side give what each gives alone, to rounding, with dropout 0."""
+    dropout = ["backbone.dropout=0"] + ([] if method == "head" else ["method.lora_dropout=0"])
+    common = [*tiny_overrides, *dropout, f"method={method}", "lr=0.01"]
+    packed = run_point([*common, "seeds=[0,1,2]"])
+    together = adapters(tmp_path / "outputs")
+    for seed, path in enumerate(packed):
+        places = [f"results_dir={tmp_path}/alone", f"output_dir={tmp_path}/alone"]
+        [alone] = run_point([*common, f"seeds=[{seed}]", *places])
+        for ours, theirs in zip(curves(path), curves(alone), strict=True):
+            assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=2e-6)
+            assert ours["metrics"] == theirs["metrics"]
+        separate = adapters(tmp_path / "alone")[seed]
+        assert all(torch.allclose(together[seed][key], separate[key], atol=1e-5) for key in separate)
+    assert not torch.allclose(together[0]["classifier.dense.weight"], together[1]["classifier.dense.weight"], atol=1e-3)
+
+
+def test_same_command_twice_gives_equal_records(tiny_overrides, tmp_path):
+    """Dropout on: two runs of one command agree in every number but the times; a third is skipped."""
+    command = [*tiny_overrides, "seeds=[0,1]"]
+    first = run_point(command)
+    second = run_point([*command, f"results_dir={tmp_path}/again", f"output_dir={tmp_path}/again"])
+    assert [curves(path) for path in first] == [curves(path) for path in second]
+    assert curves(first[0])[-1]["train_loss"] != curves(first[1])[-1]["train_loss"]
+    assert run_point(command) == []
+
+
+def test_only_the_missing_seeds_run(tiny_overrides):
+    [first] = run_point([*tiny_overrides, "seeds=[1]"])
+    before = first.read_bytes()
+    rest = run_point([*tiny_overrides, "seeds=[0,1,2]"])
+    assert [records.load(path).seed for path in rest] == [0, 2]
+    assert records.load(rest[0]).packed_with == [2]
+    assert first.read_bytes() == before
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method", ["lora", "melora", "mplora", "head"])
+def test_resumed_equals_unbroken(tiny_overrides, tmp_path, monkeypatch, method):
+    """Dropout on: a run that dies in its third epoch and is started again ends bit-equal to an unbroken one."""
+    command = [*tiny_overrides, f"method={method}", "seeds=[0,1]", "epochs=4"]
+    unbroken = run_point([*command, f"results_dir={tmp_path}/whole", f"output_dir={tmp_path}/whole"])
+    real = Trainer.train_epoch
+
+    def dies(self, on_step):
+        if self.epoch == 2:
+            real(self, lambda step, losses: (_ for _ in ()).throw(Interrupted()) if step == 12 else None)
+        real(self, on_step)
+
+    monkeypatch.setattr(Trainer, "train_epoch", dies)
+    with pytest.raises(RunError, match="Interrupted"):
+        run_point(command)
+    assert not list((tmp_path / "results").rglob("*.json"))
+    monkeypatch.setattr(Trainer, "train_epoch", real)
+    resumed = run_point(command)
+    assert [curves(path) for path in resumed] == [curves(path) for path in unbroken]
+    for kind in ("last", "best"):
+        whole, again = adapters(tmp_path / "whole", kind), adapters(tmp_path / "outputs", kind)
+        assert all(equal(whole[seed], again[seed]) for seed in (0, 1))
+    assert records.load(resumed[0]).resumed_at == [2]
+    assert not list((tmp_path / "outputs").rglob("checkpoint.pt"))
+
+
+def test_kill_9_in_the_middle_of_an_epoch(tiny_overrides, tmp_path):
+    """A process killed at a random moment after its first checkpoint leaves nothing half-written, and resumes bit-equal."""
+    command = [*tiny_overrides, "seeds=[0,1]", "epochs=30"]
+    unbroken = run_point([*command, f"results_dir={tmp_path}/whole", f"output_dir={tmp_path}/whole"])
+    process = subprocess.Popen([*TRAIN, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list((tmp_path / "outputs").rglob("checkpoint.pt")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(random.random())
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not list((tmp_path / "results").rglob("*.json"))
+    resumed = run_point(command)
+    assert records.load(resumed[0]).resumed_at[0] >= 1
+    assert [curves(path) for path in resumed] == [curves(path) for path in unbroken]
+
+
+def test_two_processes_equal_one(tiny_overrides, tmp_path):
+    """torchrun with two processes computes what one does at the same global batch, short last batch included."""
+    command = [*tiny_overrides, *NO_DROPOUT, "seeds=[0,1]", "batch_size=20", "lr=0.01"]
+    one = run_point(command)
+    places = [f"results_dir={tmp_path}/two", f"output_dir={tmp_path}/two"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", TRAIN[1]]
+    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*torchrun, *command, *places], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    two = sorted((tmp_path / "two").rglob("*.json"))
+    assert [records.load(path).env["processes"] for path in two] == [2, 2]
+    for ours, theirs in zip(one, two, strict=True):
+        for a, b in zip(curves(ours), curves(theirs), strict=True):
+            assert a["train_loss"] == pytest.approx(b["train_loss"], abs=2e-6)
+            assert a["metrics"] == b["metrics"]
+    single, double = adapters(tmp_path / "outputs"), adapters(tmp_path / "two")
+    assert all(
+        torch.allclose(single[seed][key], double[seed][key], atol=1e-5) for seed in (0, 1) for key in single[seed]
+    )
+
+
+def test_accumulation_changes_nothing_but_memory(tiny_overrides, tmp_path):
+    """One batch in four micro-batches, a short last batch included, trains as the whole batch does."""
+    command = [*tiny_overrides, *NO_DROPOUT, "seeds=[0,1]", "batch_size=20", "lr=0.01", "method=mplora"]
+    whole = run_point(command)
+    parts = run_point([*command, "accumulation=4", f"results_dir={tmp_path}/parts", f"output_dir={tmp_path}/parts"])
+    for ours, theirs in zip(whole, parts, strict=True):
+        for a, b in zip(curves(ours), curves(theirs), strict=True):
+            assert a["train_loss"] == pytest.approx(b["train_loss"], abs=2e-6)
+            assert a["penalty"] == pytest.approx(b["penalty"], rel=1e-3)
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_hook_order_and_counts(tiny_overrides, monkeypatch, accumulation):
+    """attach once; per step: before_forward and penalty for each micro-batch, then after_optimizer_step, gradients there."""
+    calls = []
+
+    def spy(name):
+        real = getattr(LoRA, name)
+
+        def hook(self, *arguments):
+            if name == "after_optimizer_step":
+                assert all(layer.B.grad.abs().sum() > 0 for layer in self.layers.values())
+            calls.append((name, *arguments[:1]) if name in ("before_forward", "after_optimizer_step") else (name,))
+            return real(self, *arguments)
+
+        monkeypatch.setattr(LoRA, name, hook)
+
+    for name in ("attach", "before_forward", "penalty", "after_optimizer_step", "report", "state_dict"):
+        spy(name)
+    run_point([*tiny_overrides, "epochs=1", "batch_size=24", f"accumulation={accumulation}"])
+    expected = [("attach",)]
+    for step in range(3):
+        expected += [("before_forward", step), ("penalty",)] * accumulation + [("after_optimizer_step", step)]
+    assert calls == [*expected, ("report",), ("state_dict",)]
+
+
+def test_a_dropped_hook_is_noticed(tiny_overrides, tmp_path, monkeypatch):
+    """MPLoRA's numbers change when the loop forgets the penalty: the hook bites."""
+    command = [*tiny_overrides, *NO_DROPOUT, "method=mplora", "method.penalty_weight=100", "lr=0.05"]
+    [with_penalty] = run_point(command)
+    monkeypatch.setattr("melora_bench.methods.mplora.MPLoRA.penalty", lambda self: 0.0)
+    [without] = run_point([*command, f"results_dir={tmp_path}/without", f"output_dir={tmp_path}/without"])
+    assert curves(with_penalty)[-1]["penalty"] > 0
+    assert curves(with_penalty)[-1]["train_loss"] != curves(without)[-1]["train_loss"]
+
+
+def test_one_replica_goes_bad(tiny_overrides, tmp_path, monkeypatch):
+    """A replica whose loss is not finite stops and writes no record; the others finish bit-equal to a run where it did not."""
+    command = [*tiny_overrides, "seeds=[0,1,2]"]
+    good = run_point([*command, f"results_dir={tmp_path}/good", f"output_dir={tmp_path}/good"])
+    real = LoRA.before_forward
+
+    def poison(self, step):
+        if step == 6:
+            next(iter(self.layers.values())).A.data[1] = float("nan")
+        real(self, step)
+
+    monkeypatch.setattr(LoRA, "before_forward", poison)
+    with pytest.raises(RunError, match=r"seed 1 stopped at step 6: the loss was not finite.*lower lr"):
+        run_point(command)
+    written = sorted((tmp_path / "results").rglob("*.json"))
+    assert [records.load(path).seed for path in written] == [0, 2]
+    assert [curves(path) for path in written] == [curves(good[0]), curves(good[2])]
+    whole, partly = adapters(tmp_path / "good"), adapters(tmp_path / "outputs")
+    assert all(equal(whole[seed], partly[seed]) for seed in (0, 2))
+    [error] = (tmp_path / "outputs").rglob("error.txt")
+    assert error.parent.name.endswith("-s1") and "step 6" in error.read_text()
+
+
+def test_init_from_an_earlier_run(tiny_overrides, tmp_path):
+    """Training starts from the adapters of the earlier run's same seed, under a fresh head; the record says so."""
+    [first] = run_point([*tiny_overrides, "seeds=[1]", "experiment=mnli"])
+    source = records.load(first)
+    name = source.run_id.removesuffix("-s1")
+    [second] = run_point([*tiny_overrides, "seeds=[1]", "task=mrpc", f"init_from={name}", "lr=1e-12", "epochs=1"])
+    record = records.load(second)
+    assert record.init_from["run_id"] == source.run_id and record.config["init_from"] == name
+    one, two = (load_file(tmp_path / "outputs" / "runs" / r.run_id / "last.safetensors") for r in (source, record))
+    same = {key for key in one if torch.allclose(one[key], two[key], atol=1e-6)}
+    assert same == {key for key in one if not (key.startswith("classifier.") and key.endswith("weight"))}
+
+
+def test_clipping_is_per_replica(tiny_overrides, tmp_path):
+    """A replica's clipped step does not depend on the size of its neighbour's gradient."""
+    command = [*tiny_overrides, *NO_DROPOUT, "max_grad_norm=0.01", "lr=0.01"]
+    packed = run_point([*command, "seeds=[0,1]"])
+    [alone] = run_point([*command, "seeds=[1]", f"results_dir={tmp_path}/alone", f"output_dir={tmp_path}/alone"])
+    assert curves(packed[1])[-1]["train_loss"] == pytest.approx(curves(alone)[-1]["train_loss"], abs=2e-6)
+
+
+def test_bf16_runs_and_is_recorded(tiny_overrides):
+    [path] = run_point([*tiny_overrides, "precision=bf16", "epochs=6", "lr=0.02"])
+    record = records.load(path)
+    assert record.env["precision"] == "bf16"
+    assert record.epochs[-1]["train_loss"] < record.epochs[0]["train_loss"]
+
+
+def test_tensorboard_is_one_key(tiny_overrides, tmp_path):
+    run_point([*tiny_overrides, "tracker=tensorboard"])
+    assert list((tmp_path / "outputs").rglob("events.out.tfevents.*"))

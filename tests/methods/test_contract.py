@@ -1,0 +1,145 @@
+"""What every method must do; a new configs/method/<name>.yaml is tested without editing this file."""
+
+import copy
+
+import pytest
+import torch
+from conftest import composed
+from hydra.utils import instantiate
+from torch import nn
+from transformers import AutoModelForSequenceClassification
+
+from melora_bench.checkpoints import trainable
+from melora_bench.methods.base import AdapterLayer, ReplicatedLinear, merge
+from melora_bench.records import ROOT
+
+METHODS = sorted(path.stem for path in (ROOT / "configs" / "method").glob("*.yaml"))
+SEEDS = [3, 5]
+
+
+def build(folder, name: str, seeds: list[int] = SEEDS, *overrides: str) -> tuple[nn.Module, object]:
+    """The tiny model with a method attached, dropout off."""
+    cfg = composed(["backbone=roberta_base", f"method={name}", *overrides])
+    method = instantiate(cfg.method, _convert_="all")
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
+    method.attach(model, "classifier", seeds, total_steps=100)
+    return model.eval(), method
+
+
+def inputs(replicas: int = 2, rows: int = 3) -> dict[str, torch.Tensor]:
+    """The same rows for every replica."""
+    ids = torch.randint(4, 20, (rows, 9), generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids.repeat(replicas, 1), "attention_mask": torch.ones(rows * replicas, 9, dtype=torch.long)}
+
+
+def disturb(model: nn.Module) -> None:
+    """Move every trained tensor away from its initial value."""
+    source = torch.Generator().manual_seed(1)
+    for value in trainable(model).values():
+        value.data += 0.3 * torch.randn(value.shape, generator=source)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_start_equals_the_base_model(tiny_roberta, name):
+    """At the start every replica computes exactly what the backbone under its own head does."""
+    model, _ = build(tiny_roberta, name)
+    plain = AutoModelForSequenceClassification.from_pretrained(tiny_roberta, num_labels=2).eval()
+    for k in range(2):
+        for part, module in model.classifier.named_modules():
+            if isinstance(module, ReplicatedLinear):
+                target = plain.classifier.get_submodule(part)
+                target.weight.data, target.bias.data = module.weight[k].data, module.bias[k].data
+        rows = slice(3 * k, 3 * k + 3)
+        assert torch.equal(model.roberta(**inputs())[0], plain.roberta(**inputs())[0])
+        assert torch.allclose(model(**inputs()).logits[rows], plain(**inputs(1)).logits, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_only_adapters_and_head_are_trained(tiny_roberta, name):
+    """Gradients reach every trained tensor of every replica, and a training step changes nothing else."""
+    model, method = build(tiny_roberta, name)
+    disturb(model)
+    before = copy.deepcopy(model.state_dict())
+    trained = trainable(model)
+    assert all(name.startswith("classifier.") or ".self." in name for name in trained)
+    optimizer = torch.optim.AdamW(trained.values(), lr=0.1)
+    method.before_forward(0)
+    (model(**inputs()).logits.square().sum() + torch.as_tensor(method.penalty()).sum()).backward()
+    for key, value in model.named_parameters():
+        assert (value.grad is not None) == (key in trained), key
+        assert key not in trained or value.grad.flatten(1).abs().sum(1).gt(0).all(), key
+    optimizer.step()
+    method.after_optimizer_step(0)
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == set(trained)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_merged_equals_unmerged(tiny_roberta, name):
+    """A replica's merged plain model gives its logits, and holds plain layers only."""
+    model, _ = build(tiny_roberta, name)
+    disturb(model)
+    packed = model(**inputs()).logits.view(2, 3, 2)
+    for k in range(2):
+        plain = merge(model, k)
+        assert not any(isinstance(module, AdapterLayer | ReplicatedLinear) for module in plain.modules())
+        assert torch.allclose(plain(**inputs(1)).logits, packed[k], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_update_is_delta_weight_is_its_factors(tiny_roberta, name):
+    """`update`, `delta_weight` and `lora_factors` say the same of every adapted layer."""
+    model, method = build(tiny_roberta, name)
+    disturb(model)
+    for layer in method.layers.values():
+        B, A = layer.lora_factors()
+        identity = torch.eye(layer.base.in_features).expand(2, -1, -1)
+        assert torch.allclose(layer.update(identity).mT, layer.delta_weight(), atol=1e-5)
+        assert torch.allclose(B @ A, layer.delta_weight(), atol=1e-6)
+        assert B.shape[-1] == A.shape[-2] and B.shape[:2] == (2, layer.base.out_features)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_initial_values_depend_on_the_seed_alone(tiny_roberta, name):
+    """Seed 5 starts alike alone, beside seed 3 and whatever the global generator holds; its head alike in every method."""
+    torch.manual_seed(123)
+    pair = trainable(build(tiny_roberta, name, [3, 5])[0])
+    torch.manual_seed(456)
+    alone = trainable(build(tiny_roberta, name, [5])[0])
+    other = trainable(build(tiny_roberta, "lora", [5, 9])[0])
+    assert pair.keys() == alone.keys()
+    for key, value in pair.items():
+        assert torch.equal(value[1], alone[key][0])
+        if key.startswith("classifier."):
+            assert torch.equal(value[1], other[key][0])
+            assert key.endswith("bias") or not torch.equal(value[0], value[1])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_replicas_do_not_touch_each_other(tiny_roberta, name):
+    """NaN in one replica's rows or weights leaves the other replica's loss and gradients bit-equal."""
+    grads = []
+    for poison in (0.0, float("nan")):
+        model, method = build(tiny_roberta, name)
+        disturb(model)
+        for value in trainable(model).values():
+            value.data[0] += poison
+        loss = model(**inputs()).logits.view(2, -1).square().sum(1) + method.penalty()
+        loss.sum().backward()
+        assert torch.isfinite(loss).tolist() == [poison == 0.0, True]
+        grads.append({key: value.grad[1].clone() for key, value in trainable(model).items()})
+    assert all(torch.equal(grads[0][key], grads[1][key]) for key in grads[0])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_method_file_is_one_screen(name):
+    target = composed([f"method={name}"]).method._target_
+    path = ROOT / (target.rsplit(".", 1)[0].replace(".", "/") + ".py")
+    assert len(path.read_text().splitlines()) <= 120
+
+
+def test_targets_are_matched_by_name_ending(tiny_roberta):
+    _, method = build(tiny_roberta, "lora", SEEDS, "method.target_modules=[self.query,output.dense]")
+    adapted = sorted(name.split("layer.")[1] for name in method.layers)
+    assert adapted == ["0.attention.output.dense", "0.attention.self.query", "0.output.dense",
+                       "1.attention.output.dense", "1.attention.self.query", "1.output.dense"]  # fmt: skip

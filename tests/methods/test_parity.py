@@ -1,0 +1,69 @@
+"""LoRA against stock PEFT: the same initial values, data and AdamW must give the same losses and weights."""
+
+import peft
+import pytest
+import torch
+from test_contract import build, inputs
+from transformers import AutoModelForSequenceClassification
+
+from melora_bench.checkpoints import trainable
+
+STEPS = 24
+
+
+def batches():
+    source = torch.Generator().manual_seed(7)
+    for _ in range(STEPS):
+        ids = torch.randint(4, 20, (6, 9), generator=source)
+        yield {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, torch.randint(0, 2, (6,), generator=source)
+
+
+def train(model, parameters) -> list[float]:
+    optimizer = torch.optim.AdamW(parameters, lr=5e-3, weight_decay=0.1)
+    losses = []
+    for batch, labels in batches():
+        loss = torch.nn.functional.cross_entropy(model(**batch).logits, labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def stock(folder, ours, alpha: float):
+    """PEFT's LoRA in float64, started from the initial values of `ours`."""
+    base = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2).double()
+    config = peft.LoraConfig(
+        task_type="SEQ_CLS", r=8, lora_alpha=alpha, lora_dropout=0.0, target_modules=["query", "value"]
+    )
+    model = peft.get_peft_model(base, config).eval()
+    values = trainable(ours)
+    for name, value in model.named_parameters():
+        if value.requires_grad:
+            key = name.removeprefix("base_model.model.").replace("modules_to_save.default.", "")
+            key = key.replace("lora_A.default.weight", "A").replace("lora_B.default.weight", "B")
+            value.data.copy_(values[key][0])
+    return model
+
+
+@pytest.mark.parametrize(("alpha", "equal"), [(16, True), (17, False)])
+def test_lora_equals_stock_peft(tiny_roberta, alpha, equal):
+    """24 clipped AdamW steps in float64 agree to 1e-12; with another alpha they do not."""
+    ours, method = build(tiny_roberta, "lora", [0], "method.lora_dropout=0")
+    ours = ours.double()
+    theirs = stock(tiny_roberta, ours, alpha)
+    losses = train(ours, list(trainable(ours).values()))
+    others = train(theirs, [value for value in theirs.parameters() if value.requires_grad])
+    assert losses[0] == pytest.approx(others[0], abs=1e-15)
+    assert losses[0] > losses[-1]
+    assert (max(abs(a - b) for a, b in zip(losses, others, strict=True)) < 1e-12) == equal
+    deltas = [
+        module.get_delta_weight("default") for module in theirs.modules() if isinstance(module, peft.tuners.lora.Linear)
+    ]
+    agree = [
+        torch.allclose(layer.delta_weight()[0], delta, atol=1e-12)
+        for layer, delta in zip(method.layers.values(), deltas, strict=True)
+    ]
+    assert len(agree) == 4 and all(agree) == equal
+    assert torch.allclose(ours(**inputs(1)).logits, theirs(**inputs(1)).logits, atol=1e-12) == equal
