@@ -18,7 +18,7 @@ $(DONE): requirements.lock pyproject.toml
 	@touch $@
 
 quickstart: $(DONE)  ## train head, LoRA, MELoRA and MPLoRA on a laptop and print the table (minutes)
-	$(BIN)/python scripts/train.py table=quickstart $(ARGS)
+	$(BIN)/python scripts/train.py -m table=quickstart $(ARGS)
 	$(BIN)/python scripts/tables.py quickstart
 
 test: $(DONE)  ## the tests that take seconds
@@ -40,7 +40,7 @@ check: lint test tables  ## lint, test, and the committed tables agree with the 
 
 glue-sweep: $(DONE)  ## both papers' Table 2: every missing point (ARGS narrows or overrides)
 	@failed=0; for table in melora_table2 mplora_table2; do \
-		$(BIN)/python scripts/train.py table=$$table $(ARGS) || failed=1; done; exit $$failed
+		$(BIN)/python scripts/train.py -m table=$$table $(ARGS) || failed=1; done; exit $$failed
 
 status: $(DONE)  ## the points of a grid as done, running, failed, missing (TABLE=name, ARGS as for the sweep)
 	@$(BIN)/python scripts/status.py $(TABLE) $(ARGS)
