@@ -13,6 +13,11 @@ def points(table: dict, overrides: list[str]) -> list[list[str]]:
     parsed = [override.partition("=") for override in overrides]
     select = {key: _values(value) for key, _, value in parsed if key in listed}
     rest = [override for override, (key, _, _) in zip(overrides, parsed, strict=True) if key not in select]
+    for key, _, value in parsed:
+        if key not in select and "," in value and value[0] not in "[{'\"":
+            raise ValueError(
+                f"{key}={value}: a table can be narrowed by {', '.join(sorted(listed))}; give {key} one value"
+            )
     found = []
     for row in table["rows"]:
         grid = {"task": table["tasks"], **row["points"]}
@@ -24,13 +29,12 @@ def points(table: dict, overrides: list[str]) -> list[list[str]]:
             found.append([f"{key}={value}" for key, value in zip(kept, values, strict=True)] + rest)
     if not found:
         there = {
-            key: sorted({str(v) for row in table["rows"] for v in as_list(row["points"].get(key, []))})
-            for key in select
+            key: [v for row in table["rows"] for v in map(str, as_list(row["points"].get(key, [])))] for key in listed
         }
         there["task"] = table["tasks"]
-        wanted = ", ".join(f"{key}={','.join(values)}" for key, values in select.items())
-        raise ValueError(f"no point of this table has {wanted}; it has " + "; ".join(
-            f"{key}={','.join(there[key])}" for key in select))  # fmt: skip
+        wanted = " ".join(f"{key}={','.join(values)}" for key, values in select.items())
+        has = "; ".join(f"{key}={','.join(dict.fromkeys(there[key]))}" for key in select)
+        raise ValueError(f"no point of this table has {wanted}; it has {has}")
     return found
 
 

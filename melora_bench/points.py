@@ -1,5 +1,6 @@
 """One point of a grid: a resolved config, its identity, and its place among records and outputs."""
 
+import functools
 import json
 import os
 import socket
@@ -12,7 +13,16 @@ from omegaconf import DictConfig, OmegaConf
 from melora_bench import records
 
 GROUPS = ("method", "task", "backbone", "data", "recipe")
-POSITIVE = ("lr", "epochs", "batch_size", "max_length", "accumulation", "eval_batch_size", "bucket", "max_grad_norm")
+COUNTS = (
+    "epochs",
+    "batch_size",
+    "max_length",
+    "accumulation",
+    "eval_batch_size",
+    "bucket",
+    "max_train_rows",
+    "max_eval_rows",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,17 +35,28 @@ class Point:
     def of(cls, cfg: DictConfig, choices: dict) -> "Point":
         """Raises ValueError for a value that no run can have."""
         config = OmegaConf.to_container(cfg, resolve=True)
+        unknown = set(config) - _known_keys()
+        if unknown:
+            raise ValueError(
+                f"{min(unknown)} is no key of configs/train.yaml: it has {', '.join(sorted(_known_keys()))}"
+            )
         seeds = config["seeds"]
         if not isinstance(seeds, list) or not seeds or len(set(seeds)) != len(seeds):
             raise ValueError(f"seeds={seeds} must be a list of different numbers, such as [0,1,2]")
-        if not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
+        if not all(type(seed) is int and seed >= 0 for seed in seeds):
             raise ValueError(f"seeds={seeds} must be whole numbers from 0 on")
-        for key in POSITIVE:
-            if not (isinstance(config[key], int | float) and config[key] > 0):
-                raise ValueError(f"{key}={config[key]} must be a positive number")
-        for key in ("max_train_rows", "max_eval_rows"):
-            if config[key] is not None and not config[key] > 0:
-                raise ValueError(f"{key}={config[key]} must be positive, or null for all rows")
+        for key in COUNTS:
+            value = config[key]
+            if not (type(value) is int and value > 0) and not (value is None and key.endswith("_rows")):
+                raise ValueError(
+                    f"{key}={value} must be a positive whole number{', or null for all' * key.endswith('_rows')}"
+                )
+        for key in ("lr", "max_grad_norm", "head_lr_scale", "weight_decay", "warmup_ratio"):
+            value = config[key]
+            if type(value) not in (int, float) or value < 0 or (value == 0 and key in ("lr", "max_grad_norm")):
+                raise ValueError(f"{key}={value} must be a positive number")
+        if config["warmup_ratio"] > 1:
+            raise ValueError(f"warmup_ratio={config['warmup_ratio']} must be a share of all steps, at most 1")
         if config["precision"] not in ("no", "bf16", "fp16"):
             raise ValueError(f"precision={config['precision']!r} is unknown: use no, bf16 or fp16")
         digest = records.config_hash(records.identity(config))
@@ -65,6 +86,14 @@ class Point:
         if _is_alive(self.output(seed) / "running.json"):
             return "running"
         return "failed" if (self.output(seed) / "error.txt").exists() else "missing"
+
+
+@functools.cache
+def _known_keys() -> set[str]:
+    return (set(OmegaConf.load(records.ROOT / "configs" / "train.yaml")) - {"defaults", "hydra"}) | {
+        *GROUPS[:-1],
+        "table",
+    }
 
 
 def _is_alive(path: Path) -> bool:

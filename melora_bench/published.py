@@ -17,6 +17,7 @@ class Cell:
     """One printed number: its text, since the number of printed digits matters to a comparison."""
 
     text: str
+    backbone: str
     source: str
 
     @property
@@ -43,4 +44,5 @@ def index(paper: str, number: str) -> dict[tuple[str, str, str], Cell]:
     cells = load(paper)
     cells = cells[(cells["table"] == number) & (cells["value"] != "")]
     keys = zip(cells["method"], cells["variant"], cells["task"], strict=True)
-    return {key: Cell(text, source) for key, text, source in zip(keys, cells["value"], cells["source"], strict=True)}
+    values = zip(cells["value"], cells["backbone"], cells["source"], strict=True)
+    return {key: Cell(*value) for key, value in zip(keys, values, strict=True)}

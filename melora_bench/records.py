@@ -84,8 +84,8 @@ class RunRecord:
 
 
 def load(path: Path) -> RunRecord:
-    """Read one record. Raises ValueError naming the file for broken JSON, another schema, an unknown or missing key, or
-    contents that do not agree with the record's own hashes."""
+    """Read one record. Raises ValueError naming the file for broken JSON, another schema, an unknown or missing key,
+    contents that do not agree with the record's own hashes, and a file name that is not its own."""
     remedy = "restore it from version control, or delete it and run that point again"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -100,6 +100,8 @@ def load(path: Path) -> RunRecord:
         raise ValueError(f"{path} has an unknown key or lacks one: {', '.join(odd)}; {remedy}")
     if content["digest"] != _digest(content) or content["config_hash"] != config_hash(content["config"]):
         raise ValueError(f"{path} was edited: its contents do not match its own hashes; {remedy}")
+    if content["run_id"].split("/")[1:] != [path.parent.name, path.stem]:
+        raise ValueError(f"{path} is the record of {content['run_id']}: it was renamed or copied; {remedy}")
     return RunRecord(**content)
 
 

@@ -1,0 +1,86 @@
+"""From the epochs of a cell's runs to one number per seed, by three rules that answer different questions."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from melora_bench.records import RunRecord
+
+Runs = dict[str, dict[int, RunRecord]]  # value of the key that a row selects over ("" if none) -> seed -> record
+
+ESTIMATES = {
+    "best": "best epoch on the set that is reported, as the papers select",
+    "last": "last epoch",
+    "split": "epoch and n chosen on one half of the set and scored on the other, both ways",
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """One estimate of one cell, in percent: a value per seed."""
+
+    values: dict[int, float]
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(list(self.values.values())))
+
+    @property
+    def sd(self) -> float | None:
+        return float(np.std(list(self.values.values()), ddof=1)) if len(self.values) > 1 else None
+
+    def text(self, usual_seeds: int) -> str:
+        spread = "" if self.sd is None else f" ± {self.sd:.2f}"
+        return f"{self.mean:.2f}{spread}" + ("" if len(self.values) == usual_seeds else f" ({len(self.values)})")
+
+
+def scores(runs: Runs, which: str) -> tuple[dict[str, Score], str]:
+    """{estimate: score} of one cell, and the value that the papers' selection picks (the first of equals).
+
+    which: single or best (select one of the values), or mean (average over them). Only seeds that all values have count;
+    without such a seed there is no score.
+    """
+    seeds = sorted(set.intersection(*(set(by_seed) for by_seed in runs.values())))
+    if not seeds:
+        return {}, ""
+    curves = {value: [_curves(by_seed[seed]) for seed in seeds] for value, by_seed in runs.items()}
+    each = {value: np.array([_single(curve) for curve in per_seed]) for value, per_seed in curves.items()}  # (seeds, 3)
+    if which == "mean":
+        chosen, table = "", np.mean(list(each.values()), axis=0)
+    else:
+        best, last = (max(each, key=lambda value, i=i: each[value][:, i].mean()) for i in (0, 1))
+        chosen, table = best, np.stack([each[best][:, 0], each[last][:, 1], _split(curves)], axis=1)
+    return {name: Score(dict(zip(seeds, 100 * table[:, i], strict=True))) for i, name in enumerate(ESTIMATES)}, chosen
+
+
+def average(tasks: list[dict[str, Score]]) -> dict[str, Score]:
+    """The mean over tasks, per seed that every task has; empty without such a seed."""
+    seeds = sorted(set.intersection(*(set(found["best"].values) for found in tasks)))
+    if not seeds:
+        return {}
+    return {
+        name: Score({seed: float(np.mean([found[name].values[seed] for found in tasks])) for seed in seeds})
+        for name in ESTIMATES
+    }
+
+
+def _curves(record: RunRecord) -> np.ndarray:
+    """(3, epochs): the selection metric on the whole set and on its two halves."""
+    metric = record.metric
+    return np.array(
+        [[entry["metrics"][metric], *(half[metric] for half in entry["halves"])] for entry in record.epochs]
+    ).T
+
+
+def _single(curve: np.ndarray) -> tuple[float, float, float]:
+    whole, a, b = curve
+    return whole.max(), whole[-1], (b[a.argmax()] + a[b.argmax()]) / 2
+
+
+def _split(curves: dict[str, list[np.ndarray]]) -> np.ndarray:
+    """(seeds,): the value with the best mean over seeds on one half, each seed's best epoch there, scored on the other."""
+    ways = []
+    for chooser, scorer in ((1, 2), (2, 1)):
+        best = max(curves, key=lambda value, i=chooser: np.mean([curve[i].max() for curve in curves[value]]))
+        ways.append([curve[scorer][curve[chooser].argmax()] for curve in curves[best]])
+    return np.mean(ways, axis=0)

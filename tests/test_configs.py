@@ -1,0 +1,184 @@
+"""The configs: every point of every table composes, recipes hold the papers' numbers, slips are refused."""
+
+import dataclasses
+import functools
+import importlib
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import composed
+from hydra.errors import ConfigCompositionException, MissingConfigException
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from melora_bench import methods
+from melora_bench.grid import points
+from melora_bench.methods.base import Method
+from melora_bench.points import Point
+from melora_bench.records import ROOT
+from melora_bench.tables import load_grid
+
+CONFIGS = ROOT / "configs"
+
+
+def options(group: str) -> list[str]:
+    return sorted(
+        path.relative_to(CONFIGS / group).with_suffix("").as_posix() for path in (CONFIGS / group).rglob("*.yaml")
+    )
+
+
+# lr, epochs, batch in MELoRA, batch in MPLoRA, length: MELoRA's appendix and scripts, MPLoRA's table 4.
+GLUE = {
+    "mnli": (5e-4, 30, 128, None, 256),
+    "sst2": (5e-4, 60, 128, 64, 256),
+    "mrpc": (4e-4, 30, 128, 64, 256),
+    "cola": (4e-4, 80, 64, 64, 256),
+    "qnli": (4e-4, 25, 128, 64, 256),
+    "qqp": (4e-4, 25, 128, None, 256),
+    "rte": (4e-4, 80, 128, 64, 512),
+    "stsb": (4e-4, 40, 128, 64, 256),
+}
+# What a paper has in common over its tasks.
+PAPERS = {"melora": {"head_lr_scale": 0.5, "weight_decay": 0.01}, "mplora": {"head_lr_scale": 1.0, "weight_decay": 0.1}}
+METRICS = {"cola": "matthews", "stsb": "pearson"}
+
+
+@functools.cache
+def grid(table: str) -> list[tuple[list[str], Point]]:
+    """Every point of a table, composed as a sweep would."""
+    found = []
+    for job in points(load_grid(table)["table"], []):
+        cfg = composed([f"table={table}", *job], return_hydra_config=True)
+        plain = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+        found.append((job, Point.of(plain, cfg.hydra.runtime.choices)))
+    return found
+
+
+@pytest.mark.parametrize("table", options("table"))
+def test_every_point_of_a_table_composes_to_a_run_of_its_own(table):
+    content = load_grid(table)
+    for job, point in grid(table):
+        assert point.config["seeds"] == content["seeds"]
+        assert point.config["experiment"] == table
+        for key, _, value in (override.partition("=") for override in job):
+            group, _, name = key.partition(".")
+            assert str(point.config[group][name] if name else point.choices[group]) == value
+    assert len({(point.choices["task"], point.name) for _, point in grid(table)}) == len(grid(table))
+
+
+@pytest.mark.parametrize(("table", "paper"), [("melora_table2", "melora"), ("mplora_table2", "mplora")])
+def test_a_papers_table_runs_its_own_recipe_on_its_own_backbone(table, paper):
+    for _, point in grid(table):
+        task, method = point.choices["task"], point.config["method"]
+        assert point.choices["recipe"] == f"{paper}/{task}"
+        assert (point.choices["backbone"], point.choices["data"]) == ("roberta_base", "hub")
+        assert (point.config["lr"], point.config["epochs"]) == GLUE[task][:2]
+        assert point.config["max_train_rows"] is point.config["max_eval_rows"] is point.config["init_from"] is None
+        assert (method["alpha"], method["lora_dropout"], method["target_modules"]) == (16, 0.05, ["query", "value"])
+        assert point.config["task"]["metric"] == METRICS.get(task, "accuracy")
+    assert grid(table)[0][1].config["seeds"] == {"melora": [0, 1, 2, 3, 4], "mplora": [0, 1, 2]}[paper]
+
+
+def test_every_recipe_is_used():
+    used = {point.choices["recipe"] for table in options("table") for _, point in grid(table)}
+    default = composed([], return_hydra_config=True).hydra.runtime.choices["recipe"]
+    assert default == "quick"
+    assert set(options("recipe")) - used - {default} == set()
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_recipes_hold_the_papers_numbers_and_nothing_else(paper):
+    expected = {}
+    for task, (lr, epochs, first, second, length) in GLUE.items():
+        size = {"melora": first, "mplora": second}[paper]
+        if size:
+            own = {"lr": lr, "epochs": epochs, "batch_size": size, "max_length": length}
+            expected[task] = own | PAPERS[paper] | {"warmup_ratio": 0.06, "max_grad_norm": 1.0}
+    folder = CONFIGS / "recipe" / paper
+    found = {
+        path.stem: OmegaConf.to_container(OmegaConf.load(path))
+        for path in folder.glob("*.yaml")
+        if "-" not in path.stem
+    }
+    assert found == expected  # <task>-<method>.yaml, where a paper differs by method, is that method's test's business
+
+
+def test_a_recipe_beats_train_yaml_and_the_command_line_beats_the_recipe():
+    keys = ("epochs", "lr", "batch_size", "head_lr_scale", "max_length")
+    assert [composed([])[key] for key in keys] == [2, 2e-3, 16, 1.0, 128]
+    overrides = ["task=mrpc", "recipe=melora/mrpc", "backbone=roberta_base"]
+    assert [composed(overrides)[key] for key in keys] == [30, 4e-4, 128, 0.5, 256]
+    assert [composed([*overrides, "epochs=3", "lr=1"])[key] for key in keys] == [3, 1, 128, 0.5, 256]
+    assert [composed(["epochs=3", "lr=1", *overrides])[key] for key in keys] == [3, 1, 128, 0.5, 256]
+    assert composed(["task=rte", "recipe=melora/${task}"]).max_length == 512
+
+
+def test_a_table_beats_its_recipe_and_the_command_line_beats_the_table():
+    own = ["table=quickstart", "method=lora"]
+    assert [composed([*own, *more])[key] for more in ([], ["lr=1"]) for key in ("lr", "epochs")] == [5e-3, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "override", ["epoch=1", "method.rnk=3", "data.rot=/x", "task.metrc=f1", "backbone.pth=/x", "seed=[1]"]
+)
+def test_a_misspelt_key_is_refused_by_name(override):
+    with pytest.raises(ConfigCompositionException, match=f"Could not override '{override.partition('=')[0]}'"):
+        composed([override])
+
+
+@pytest.mark.parametrize("group", ["method", "task", "backbone", "data", "table"])
+def test_an_unknown_option_is_refused_with_those_there_are(group):
+    with pytest.raises(MissingConfigException) as caught:
+        composed([f"{group}=nonsense"])
+    message = str(caught.value)
+    assert f"Could not find '{group}/nonsense'" in message
+    listed = message.partition("Available options")[2].partition("Config search path")[0].split()[2:]
+    assert listed == options(group)
+
+
+@pytest.mark.parametrize("name", options("method"))
+def test_a_methods_fields_are_its_yamls_keys(name):
+    config = composed([f"method={name}"]).method
+    method = instantiate(config, _convert_="all")
+    assert isinstance(method, Method)
+    assert config._target_.startswith("melora_bench.methods.")
+    values = {field.name: getattr(method, field.name) for field in dataclasses.fields(method) if field.init}
+    assert values | {"_target_": config._target_} == OmegaConf.to_container(config, resolve=True)
+
+
+@pytest.mark.parametrize("name", options("method"))
+def test_a_methods_unknown_key_is_refused_when_it_is_built(name):
+    config = composed([f"method={name}", "+method.rnk=3"]).method
+    with pytest.raises(Exception, match="unexpected keyword argument 'rnk'"):
+        instantiate(config, _convert_="all")
+
+
+def test_every_module_with_a_method_has_a_yaml():
+    modules = [
+        importlib.import_module(f"melora_bench.methods.{m.name}") for m in pkgutil.iter_modules(methods.__path__)
+    ]
+    found = {m.__name__ for m in modules for value in vars(m).values()
+             if inspect.isclass(value) and issubclass(value, Method) and value.__module__ == m.__name__}  # fmt: skip
+    targets = {composed([f"method={name}"]).method._target_.rpartition(".")[0] for name in options("method")}
+    assert found - {Method.__module__} == targets
+
+
+@pytest.mark.parametrize("group", ["method", "task"])
+def test_the_training_loop_names_no_method_and_no_task(group):
+    """`head` is also a part of every model, so for that method only the class is looked for."""
+    text = (ROOT / "melora_bench" / "training.py").read_text().replace("melora_bench", "")
+    classes = {composed([f"{group}={name}"])[group]._target_.rsplit(".", 1)[1] for name in options(group)}
+    names = (set(options(group)) | classes) - {"head"}
+    assert len(names) >= 5
+    pattern = rf"(?<![a-z])({'|'.join(sorted(names))})(?![a-z])"
+    assert re.findall(pattern, text, flags=re.IGNORECASE) == []
+    assert re.findall(r"\.(?:methods|tasks)\.(?!base\b)\w+", text) == []
+
+
+def test_what_reads_records_does_not_import_torch():
+    code = "import sys\nfrom melora_bench import grid, points, published, records, tables\nsys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

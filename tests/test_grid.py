@@ -1,0 +1,200 @@
+"""The points of a table's grid, narrowed from the command line, and their states as scripts/status.py prints them."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+
+import pytest
+import status
+from conftest import composed
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf
+from synthetic import record
+
+from melora_bench.grid import points
+from melora_bench.points import Point
+from melora_bench.records import ROOT
+from melora_bench.tables import load_grid
+
+TABLES = sorted(path.stem for path in (ROOT / "configs" / "table").glob("*.yaml"))
+
+
+def grid(name: str, *overrides: str) -> list[list[str]]:
+    return points(load_grid(name)["table"], list(overrides))
+
+
+@pytest.mark.parametrize(("name", "per_task", "tasks"), [
+    ("melora_table2", 7, "mnli sst2 mrpc cola qnli qqp rte stsb"),
+    ("mplora_table2", 7, "mrpc cola sst2 stsb qnli rte"),
+    ("quickstart", 8, "movie tweets"),
+])  # fmt: skip
+def test_a_table_is_its_rows_times_its_tasks(name, per_task, tasks):
+    jobs = grid(name)
+    assert len(jobs) == per_task * len(tasks.split())
+    assert all(sum(f"task={task}" in job for job in jobs) == per_task for task in tasks.split())
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_no_point_stands_twice_and_each_names_its_task_and_method_once(name):
+    jobs = grid(name)
+    assert len({frozenset(job) for job in jobs}) == len(jobs)
+    for job in jobs:
+        keys = [override.partition("=")[0] for override in job]
+        assert len(set(keys)) == len(keys)
+        assert {"task", "method"} <= set(keys)
+
+
+@pytest.mark.parametrize(("overrides", "count"), [
+    (["task=mrpc"], 7),
+    (["task=mrpc,cola"], 14),
+    (["method=lora"], 6),
+    (["method=melora,mplora"], 36),
+    (["method.n=4"], 12),
+    (["method.n=4, 8", "task=rte"], 4),
+    (["task=rte", "method=mplora", "method.n=8"], 1),
+    (["method.r=8"], 42),
+    (["method=lora,adalora"], 6),
+    (["lr=1e-3", "seeds=[0,1]"], 42),
+])  # fmt: skip
+def test_narrowing(overrides, count):
+    assert len(grid("mplora_table2", *overrides)) == count
+
+
+def test_a_point_in_full():
+    assert grid("melora_table2", "method=melora", "task=qqp,rte", "method.n=4", "method.r=1") == [
+        ["task=qqp", "method=melora", "method.r=1", "method.n=4"],
+        ["task=rte", "method=melora", "method.r=1", "method.n=4"],
+    ]
+
+
+def test_what_no_row_lists_is_appended_to_every_point():
+    jobs = grid("quickstart", "lr=1e-3", "task=movie", "seeds=[0,1]", "+note=a=b")
+    assert len(jobs) == 8
+    assert all(job[-3:] == ["lr=1e-3", "seeds=[0,1]", "+note=a=b"] for job in jobs)
+    assert ["task=movie", "method=head", "lr=1e-3", "seeds=[0,1]", "+note=a=b"] in jobs
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    (["task=mnli"], "no point of this table has task=mnli; it has task=mrpc,cola,sst2,stsb,qnli,rte"),
+    (["method.n=3"], "no point of this table has method.n=3; it has method.n=2,4,8"),
+    (["method=lora", "method.n=4"], "has method=lora method.n=4; it has method=lora,melora,mplora; method.n=2,4,8"),
+    (["task="], "no point of this table has task=; it has task="),
+])  # fmt: skip
+def test_nothing_left_is_refused_with_what_there_is(overrides, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        grid("mplora_table2", *overrides)
+
+
+def point(*overrides: str) -> Point:
+    cfg = composed(list(overrides), return_hydra_config=True)
+    return Point.of(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), cfg.hydra.runtime.choices)
+
+
+@pytest.fixture
+def mine(tmp_path) -> tuple[list[str], Point]:
+    """The overrides that narrow mplora_table2 to one point below tmp_path, and the point."""
+    own = [
+        "task=mrpc",
+        "method=mplora",
+        "method.n=2",
+        f"results_dir={tmp_path}/results",
+        f"output_dir={tmp_path}/outputs",
+    ]
+    return [*own, "seeds=[0,1,2,3,4]"], point("table=mplora_table2", *own, "seeds=[0,1,2,3,4]")
+
+
+def running(of: Point, seed: int, pid: int, host: str | None = None):
+    path = of.output(seed) / "running.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"pid": pid, "host": host or socket.gethostname(), "started": ""}))
+    return path
+
+
+def failed(of: Point, seed: int) -> None:
+    of.output(seed).mkdir(parents=True, exist_ok=True)
+    (of.output(seed) / "error.txt").write_text("the loss was not finite")
+
+
+def dead_pid() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_status_counts_done_running_failed_and_missing(mine, capsys, tmp_path):
+    overrides, of = mine
+    name = tmp_path / "results" / "runs" / "another_experiment" / "mrpc" / f"{of.name}-s0.json"
+    name.parent.mkdir(parents=True)
+    name.write_text("{}")
+    failed(of, 0)  # an error that a later run made good
+    running(of, 1, os.getpid())
+    failed(of, 2)
+    running(of, 3, dead_pid())
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        status.show("mplora_table2", overrides)
+    line, total = capsys.readouterr().out.strip().splitlines()
+    assert line.split("  ")[-5:] == [of.name, "done [0]", "running [1]", "failed [2]", "missing [3, 4]"]
+    assert line.startswith("task=mrpc method=mplora method.r=8 method.n=2 results_dir=")
+    assert total == "mplora_table2: 1 done, 1 running, 1 failed, 2 missing"
+
+
+def test_states_in_the_order_in_which_they_count(mine):
+    _, of = mine
+    failed(of, 0)
+    path = running(of, 0, os.getpid())
+    assert of.state(0) == "running"  # an earlier error does not count while it runs again
+    running(of, 0, dead_pid())
+    assert of.state(0) == "failed"
+    running(of, 1, 1, host="elsewhere")
+    assert of.state(1) == "running"  # a shared disk: all that can be seen is that the file is new
+    old = path.stat().st_mtime - 90000
+    os.utime(of.output(1) / "running.json", (old, old))
+    assert of.state(1) == "missing"
+    (of.output(2)).mkdir(parents=True)
+    (of.output(2) / "running.json").write_text("")
+    assert of.state(2) == "missing"
+
+
+def test_a_record_is_found_by_config_whatever_its_experiment(mine, tmp_path):
+    _, of = mine
+    other = point(
+        "table=mplora_table2", "task=mrpc", "method=mplora", "method.n=2", "experiment=again", f"results_dir={tmp_path}"
+    )
+    assert other.name == of.name
+    made = record(method="mplora", n=2)
+    made.run_id = of.run_id(0)
+    assert other.record(0) is None
+    path = made.save(tmp_path)
+    assert (other.record(0), other.state(0), other.state(1)) == (path, "done", "missing")
+
+
+def test_main_reports_what_it_refuses(capsys):
+    assert status.main(["mplora_table2", "task=mnli"]) == 1
+    assert "error: no point of this table has task=mnli" in capsys.readouterr().err
+    assert status.main(["nonsense"]) == 1
+    assert "error: table 'nonsense' is unknown" in capsys.readouterr().err
+    assert status.main(["quickstart", "task=movie", "method=lora", "epoch=1"]) == 1
+    assert "Could not override 'epoch'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("seeds=[0,0]", "must be a list of different numbers"),
+    ("seeds=[]", "must be a list of different numbers"),
+    ("seeds=3", "must be a list of different numbers"),
+    ("seeds=[-1]", "must be whole numbers from 0 on"),
+    ("+epoch=1", "epoch is no key of configs/train.yaml"),
+    ("epochs=2.5", "epochs=2.5 must be a positive whole number"),
+    ("lr=true", "lr=True must be a positive number"),
+    ("warmup_ratio=2", "at most 1"),
+    ("seeds=[0.5]", "must be whole numbers from 0 on"),
+    ("epochs=0", "epochs=0 must be a positive whole number"),
+    ("lr=null", "lr=None must be a positive number"),
+    ("max_train_rows=0", "max_train_rows=0 must be a positive whole number, or null"),
+    ("precision=fp8", "precision='fp8' is unknown: use no, bf16 or fp16"),
+])  # fmt: skip
+def test_values_that_no_run_can_have_are_refused(override, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        point(override)

@@ -1,0 +1,323 @@
+"""Tables: which records make a cell, the three estimates by hand, verdicts, and whole tables against files kept here.
+
+`python tests/test_tables.py` writes those files anew; read the difference before keeping it.
+"""
+
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from synthetic import record
+
+from melora_bench.published import Cell
+from melora_bench.tables import Score, collect, load_grid, regenerate, scores, verdict
+
+GOLDEN = Path(__file__).parent / "data" / "tables"
+TASKS = ["mrpc", "cola", "sst2", "stsb", "qnli", "rte"]
+TABLE = {
+    "tasks": TASKS,
+    "rows": [
+        {"label": "LoRA", "points": {"method": "lora", "method.r": 8}},
+        {"label": "MPLoRA", "points": {"method": "mplora", "method.n": [2, 4]}, "over": "method.n"},
+    ],
+}
+
+
+def saved(folder: Path, *found) -> Path:
+    for each in found:
+        each.save(folder)
+    return folder
+
+
+def lines(results: Path, name: str = "mplora_table2") -> dict[tuple[str, str], dict]:
+    """{(row, task): line of the CSV} of a table made from `results`."""
+    csv, _ = regenerate(name, results)
+    frame = pd.read_csv(csv, dtype=str, keep_default_na=False)
+    return {(line["row"], line["task"]): line for line in frame.to_dict("records")}
+
+
+def test_records_are_grouped_by_backbone_row_task_value_and_seed(tmp_path):
+    found = [record(seed=seed, task=task) for seed in (0, 1) for task in ("mrpc", "cola")]
+    found += [record(method="mplora", n=n, seed=3) for n in (2, 4, 8)]  # no row has n=8
+    found += [record(r=4), record(backbone="minilm"), record(method="melora", n=2)]  # nor r=4, nor melora
+    cells = collect(TABLE, found, tmp_path)
+    shape = {cell: {value: sorted(by_seed) for value, by_seed in runs.items()} for cell, runs in cells.items()}
+    assert shape == {
+        ("roberta_base", 0, "mrpc"): {"": [0, 1]},
+        ("roberta_base", 0, "cola"): {"": [0, 1]},
+        ("roberta_base", 1, "mrpc"): {"2": [3], "4": [3]},
+        ("minilm", 0, "mrpc"): {"": [0]},
+    }
+    assert cells["roberta_base", 1, "mrpc"]["4"][3].config["method"]["n"] == 4
+
+
+@pytest.mark.parametrize(
+    "change", [{"lr": 1e-3}, {"weights": "c" * 64}, {"data": "c" * 64}], ids=lambda c: next(iter(c))
+)
+def test_two_configs_weights_or_data_sets_for_one_cell_are_refused_by_name(tmp_path, change):
+    one, two = record(seed=0), record(seed=1, **change)
+    with pytest.raises(ValueError, match=r"disagree on .*mrpc") as caught:
+        collect(TABLE, [one, two], tmp_path)
+    assert all(str(each.path(tmp_path)) in str(caught.value) for each in (one, two))
+    elsewhere = record(seed=1, task="cola", **change)
+    assert len(collect(TABLE, [one, elsewhere], tmp_path)) == 2  # another cell may differ
+
+
+def test_a_missing_split_is_other_data(tmp_path):
+    one, two, three = (record(seed=seed) for seed in range(3))
+    two.data["validation"] = three.data["validation"] = None
+    assert len(collect(TABLE, [two, three], tmp_path)) == 1
+    with pytest.raises(ValueError, match="different configs, weights or data"):
+        collect(TABLE, [one, two], tmp_path)
+
+
+def test_the_estimates_of_a_single_setting():
+    halves = [(0.5, 0.7), (0.9, 0.7), (0.8, 0.6)]  # half a is best at epoch 2, half b first at epoch 1
+    found, chosen = scores({"": {5: record(curve=(0.6, 0.8, 0.7), halves=halves)}}, "single")
+    assert {name: score.values for name, score in found.items()} == {
+        "best": {5: pytest.approx(80)}, "last": {5: pytest.approx(70)}, "split": {5: pytest.approx((70 + 50) / 2)},
+    }  # fmt: skip
+    assert chosen == ""
+    assert found["best"].sd is None
+
+
+def two_values() -> dict:
+    curves = {
+        ("2", 0): ((0.9, 0.5), [(0.9, 0.3), (0.4, 0.6)]),
+        ("2", 1): ((0.8, 0.5), [(0.7, 0.2), (0.6, 0.4)]),
+        ("4", 0): ((0.7, 0.7), [(0.5, 0.8), (0.6, 0.7)]),
+        ("4", 1): ((0.8, 0.8), [(0.3, 0.9), (0.4, 0.5)]),
+    }
+    runs: dict = {"2": {}, "4": {}}
+    for (n, seed), (curve, halves) in curves.items():
+        runs[n][seed] = record(method="mplora", n=int(n), seed=seed, curve=curve, halves=halves)
+    return runs
+
+
+@pytest.mark.parametrize(("which", "chosen", "expected"), [
+    # Best epochs: n=2 has 85 against 75. Last epochs: n=4 has 75 against 50. Half a picks n=2 and epoch 1 (b: 30, 20),
+    # half b picks n=4 and epoch 1 (a: 50, 30).
+    ("best", "2", {"best": (90, 80), "last": (70, 80), "split": (40, 25)}),
+    # Every n on its own, then the mean of the two: split is (35 + 60) / 2 and (40 + 40) / 2.
+    ("mean", "", {"best": (80, 80), "last": (60, 65), "split": (47.5, 40)}),
+])  # fmt: skip
+def test_the_estimates_over_several_values(which, chosen, expected):
+    found, picked = scores(two_values(), which)
+    assert picked == chosen
+    for name, values in expected.items():
+        assert found[name].values == {seed: pytest.approx(value) for seed, value in enumerate(values)}
+        assert found[name].mean == pytest.approx(sum(values) / 2)
+        assert found[name].sd == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+
+
+def test_only_seeds_that_every_value_has_count():
+    runs = two_values()
+    del runs["4"][0]
+    for which, best in (("best", 80), ("mean", 80)):
+        found, _ = scores(runs, which)
+        assert found["best"].values == {1: pytest.approx(best)}
+
+
+@pytest.mark.parametrize(("order", "chosen"), [(("2", "4", "8"), "2"), (("8", "4", "2"), "8")])
+def test_the_first_of_equal_values_is_picked(order, chosen):
+    runs = {n: {0: record(method="mplora", n=int(n), curve=(0.5,))} for n in order}
+    assert scores(runs, "best")[1] == chosen
+
+
+@pytest.mark.parametrize(("text", "shift", "expected"), [
+    ("51", 0.0, "agrees"),  # sd 0.5, 4 seeds: 2 sd / sqrt 4 + half a unit = 1, exactly the difference
+    ("49", 0.0, "agrees"),
+    ("51", -1 / 64, "differs"),
+    ("49", 1 / 64, "differs"),
+    ("50.5", 0.0, "agrees"),  # limit 0.55
+    ("50.6", 0.0, "differs"),
+    ("51.0", 0.0, "differs"),  # a digit more: half a unit is 0.05, not 0.5
+])  # fmt: skip
+def test_the_verdict_turns_at_twice_the_standard_error_and_half_a_unit(text, shift, expected):
+    score = Score(dict(enumerate(value + shift for value in (50.75, 49.75, 49.75, 49.75))))
+    assert (score.mean - shift, score.sd) == (50.0, 0.5)
+    assert verdict(score, Cell(text, "roberta-base", "source"), "") == expected
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, "too few seeds"), (2, "too few seeds"), (3, "agrees")])
+def test_fewer_than_three_seeds_get_no_verdict(count, expected):
+    score = Score(dict.fromkeys(range(count), 87.0))
+    assert verdict(score, Cell("87.00", "", ""), "") == expected
+    assert verdict(score, Cell("87.00", "", ""), "backbone minilm") == "not comparable: backbone minilm"
+    assert Score({0: 1.0, 1: 2.0}).text(2) == "1.50 ± 0.71"
+    assert Score({0: 1.0}).text(2) == "1.00 (1)"
+
+
+@pytest.mark.parametrize(("change", "expected"), [
+    ({}, "agrees"),
+    ({"backbone": "roberta_large"}, "not comparable: backbone roberta_large"),
+    ({"epochs": 29}, "not comparable: epochs 29 instead of 30"),
+    ({"max_train_rows": 100}, "not comparable: max_train_rows 100 instead of None"),
+    ({"lr": 1e-3, "backbone": "minilm"}, "not comparable: backbone minilm, lr 0.001 instead of 0.0004"),
+])  # fmt: skip
+def test_other_settings_than_the_papers_are_not_compared(tmp_path, change, expected):
+    saved(tmp_path, *(record(seed=seed, curve=(0.5, 0.87092), **change) for seed in range(3)))
+    line = lines(tmp_path)["LoRA r=8", "mrpc"]
+    assert (line["published"], line["difference"], line["verdict"]) == ("87.09", "+0.00", expected)
+
+
+def test_an_average_stays_blank_until_every_task_is_there(tmp_path):
+    for number, task in enumerate(TASKS):
+        line = lines(tmp_path)["LoRA r=8", "average of 6"]
+        assert (line["best_mean"], line["seeds"], line["verdict"]) == ("", "", "")
+        saved(
+            tmp_path, *(record(task=task, seed=seed, curve=(0.5 + number / 10 + seed / 100, 0.5)) for seed in range(3))
+        )
+    line = lines(tmp_path)["LoRA r=8", "average of 6"]
+    assert (line["seeds"], line["best_mean"], line["best_sd"], line["last_mean"]) == ("3", "76.00", "1.00", "50.00")
+    assert (line["published"], line["difference"], line["verdict"]) == ("82.18", "-6.18", "differs")
+
+
+def test_an_average_is_taken_over_the_seeds_that_every_task_has(tmp_path):
+    for task in TASKS:
+        saved(
+            tmp_path,
+            *(record(task=task, seed=s, curve=(0.5 + s / 10,)) for s in ((1, 2) if task == "rte" else (0, 1, 2))),
+        )
+    line = lines(tmp_path)["LoRA r=8", "average of 6"]
+    assert (line["seeds"], line["best_mean"], line["verdict"]) == ("2", "65.00", "too few seeds")
+
+
+def test_best_and_mean_stay_blank_until_every_listed_value_is_there(tmp_path):
+    for n, value in ((2, 0.6), (4, 0.9), (8, 0.7)):
+        rows = lines(tmp_path)
+        for which in ("best n", "mean over n"):
+            line = rows[f"MPLoRA r=8, {which}", "mrpc"]
+            assert (line["best_mean"], line["chosen"], line["verdict"]) == ("", "", "")
+        saved(tmp_path, *(record(method="mplora", n=n, seed=seed, curve=(value,)) for seed in range(3)))
+    rows = lines(tmp_path)
+    best, mean = rows["MPLoRA r=8, best n", "mrpc"], rows["MPLoRA r=8, mean over n", "mrpc"]
+    assert (best["best_mean"], best["chosen"], best["published"]) == ("90.00", "4", "88.40")
+    assert (mean["best_mean"], mean["chosen"], mean["published"]) == ("73.33", "", "88.02")
+
+
+def test_without_records_a_papers_table_shows_the_published_numbers_alone(tmp_path):
+    csv, markdown = regenerate("mplora_table2", tmp_path)
+    frame = pd.read_csv(csv, dtype=str, keep_default_na=False)
+    assert len(frame) == 5 * 7
+    assert (frame[["best_mean", "last_mean", "split_mean", "seeds", "difference", "verdict"]] == "").all(axis=None)
+    assert (frame["published"] != "").all()
+    text = markdown.read_text()
+    assert "| *published, roberta-base* |  | 87.09 | 52.07 | 94.61 | 90.12 | 92.99 | 76.17 | 82.18 |" in text
+    assert "No records yet: only published numbers are shown." in text
+    assert "±" not in text
+    with pytest.raises(ValueError, match=r"has no records: run scripts/train\.py table=quickstart first"):
+        regenerate("quickstart", tmp_path)
+
+
+def test_an_unknown_table_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match=r"'glue' is unknown: there are .*melora_table2, mplora_table2, .*quickstart"):
+        load_grid("glue")
+
+
+def test_a_bad_record_stops_the_table_and_leaves_the_old_files(tmp_path):
+    saved(tmp_path, record(seed=0), record(seed=1))
+    old = [path.write_text("old") and path for path in regenerate("mplora_table2", tmp_path)]
+    bad = record(seed=2).save(tmp_path)
+    bad.write_text(bad.read_text().replace("0.9", "0.99"))
+    with pytest.raises(ValueError, match="was edited") as caught:
+        regenerate("mplora_table2", tmp_path)
+    assert str(bad) in str(caught.value)
+    assert [path.read_text() for path in old] == ["old", "old"]
+    assert sorted(old[0].parent.iterdir()) == sorted(old)
+
+
+def test_a_row_without_adapters_has_a_table(tmp_path):
+    saved(
+        tmp_path,
+        record(method="head", task="movie", backbone="minilm", recipe="quick", experiment="quickstart", adapter=0),
+    )
+    _, markdown = regenerate("quickstart", tmp_path)
+    assert "| head only | 0 | 90.00 |" in markdown.read_text()
+
+
+def test_values_without_a_common_seed_leave_the_cell_blank(tmp_path):
+    saved(tmp_path, *(record(method="mplora", n=n, seed=seed) for seed, n in enumerate((2, 4, 8))))
+    line = lines(tmp_path)["MPLoRA r=8, best n", "mrpc"]
+    assert (line["best_mean"], line["verdict"]) == ("", "")
+
+
+def test_what_keeps_one_task_from_a_comparison_is_not_forgotten_after_another(tmp_path):
+    """In both orders, and in the average, which is no more comparable than its worst cell."""
+    for task in TASKS:
+        saved(tmp_path, *(record(task=task, seed=s, **({"epochs": 2} if task == "cola" else {})) for s in range(3)))
+    verdicts = {task: line["verdict"] for (row, task), line in lines(tmp_path).items() if row == "LoRA r=8"}
+    assert verdicts["mrpc"] == verdicts["rte"] == "differs"
+    assert verdicts["cola"] == "not comparable: epochs 2 instead of 80"
+    assert verdicts["average of 6"].startswith("not comparable")
+
+
+def test_one_value_with_other_settings_makes_the_row_not_comparable(tmp_path):
+    for odd in (2, 4, 8):
+        saved(tmp_path / str(odd), *(record(method="mplora", n=n, seed=seed, **({"epochs": 2} if n == odd else {}))
+                                     for n in (2, 4, 8) for seed in range(3)))  # fmt: skip
+    verdicts = [lines(tmp_path / str(odd))["MPLoRA r=8, best n", "mrpc"]["verdict"] for odd in (2, 4, 8)]
+    assert verdicts == ["not comparable: epochs 2 instead of 30"] * 3
+
+
+@pytest.mark.parametrize("change", [{"recipe": "quick"}, {"recipe": "melora/mrpc"}, {"init_from": "a/mnli/lora-0"}])
+def test_another_recipe_or_start_is_not_compared(tmp_path, change):
+    saved(tmp_path, *(record(seed=seed, **change) for seed in range(3)))
+    assert lines(tmp_path)["LoRA r=8", "mrpc"]["verdict"].startswith("not comparable")
+
+
+def test_of_equal_values_the_first_listed_is_picked(tmp_path):
+    """Not the first by file name, which is a hash: 12 cells would all start with n=2 by chance once in 3^12."""
+    for task in TASKS:
+        saved(tmp_path, *(record(method=m, n=n, task=task) for m in ("melora", "mplora") for n in (2, 4, 8)))
+    found = lines(tmp_path)
+    assert {found[f"{row} r=8, best n", task]["chosen"] for row in ("MELoRA", "MPLoRA") for task in TASKS} == {"2"}
+
+
+def golden_records() -> list:
+    """LoRA complete but for a seed of sst2; MELoRA trained too short, on one task; MPLoRA without n=8 on rte; a MiniLM."""
+    level = {"mrpc": 0.8711, "cola": 0.55, "sst2": 0.9461, "stsb": 0.90, "qnli": 0.9301, "rte": 0.7601}
+    found = []
+    for task, top in level.items():
+        for seed in range(3):
+            x = top + 0.004 * (seed - 1)
+            shape = {"curve": (x - 0.02, x, x - 0.01), "halves": [(x - 0.03, x), (x - 0.01, x + 0.02), (x, x - 0.02)]}
+            if (task, seed) != ("sst2", 2):
+                found.append(record(task=task, seed=seed, dirty=task == "rte", **shape))
+            for n, gain in ((2, 0.001), (4, 0.005), (8, -0.002)):
+                curve = tuple(value + gain for value in shape["curve"])
+                if (task, n) != ("rte", 8):
+                    found.append(
+                        record(method="mplora", n=n, task=task, seed=seed, curve=curve, halves=shape["halves"])
+                    )
+                if task == "mrpc":
+                    found.append(record(method="melora", n=n, seed=seed, curve=curve, epochs=3))
+    return [
+        *found,
+        record(task="sst2", backbone="minilm", adapter=73728, seen=("sst2",), weights="c" * 64, curve=(0.5,)),
+    ]
+
+
+def tidy(csv: Path) -> str:
+    """The CSV's text without the column that only the program uses."""
+    frame = pd.read_csv(csv, dtype=str, keep_default_na=False)
+    return frame.drop(columns="scores", errors="ignore").to_csv(index=False, lineterminator="\n")
+
+
+def test_a_whole_table_is_as_it_was(tmp_path):
+    csv, markdown = regenerate("mplora_table2", saved(tmp_path, *golden_records()))
+    assert markdown.read_text() == (GOLDEN / "mplora_table2.md").read_text()
+    assert tidy(csv) == (GOLDEN / "mplora_table2.csv").read_text()
+
+
+def test_a_csv_holds_no_python_objects(tmp_path):
+    csv, _ = regenerate("mplora_table2", saved(tmp_path, record()))
+    assert tidy(csv) == csv.read_text()
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as name:
+        made, text = regenerate("mplora_table2", saved(Path(name), *golden_records()))
+        (GOLDEN / "mplora_table2.csv").write_text(tidy(made))
+        (GOLDEN / "mplora_table2.md").write_text(text.read_text())
