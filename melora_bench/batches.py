@@ -1,6 +1,5 @@
 """Token ids in flat arrays, and batches that pad only to their own longest row."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -8,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from melora_bench.files import cache_dir, write_atomic
+from melora_bench.files import cache_dir, sha256_json, write_atomic
 from melora_bench.seeding import generator
 
 
@@ -43,10 +42,10 @@ class Split:
 
 def tokenise(tokenizer, columns: list[list[str]], labels: np.ndarray, max_length: int) -> Split:
     """Tokenise the text columns (one, or two for pairs), cut to `max_length` tokens; cached by content."""
-    key = hashlib.sha256(f"v1 {max_length} {tokenizer.backend_tokenizer.to_str()}".encode())
-    for column in columns:
-        key.update("\0".join(column).encode())
-    path = cache_dir() / "tokens" / f"{key.hexdigest()}.npz"
+    tokenizer.backend_tokenizer.no_truncation()  # an earlier call leaves its own limit there, which would change the key
+    tokenizer.backend_tokenizer.no_padding()
+    settings = [max_length, tokenizer.model_input_names, tokenizer.backend_tokenizer.to_str()]
+    path = cache_dir() / "tokens" / f"{sha256_json(['v2', *settings, columns])}.npz"
     if not path.exists():
         encoded = tokenizer(*columns, truncation=True, max_length=max_length, return_attention_mask=False)
         offsets = np.cumsum([0, *map(len, encoded["input_ids"])])

@@ -23,7 +23,8 @@ def save_checkpoint(path: Path, state: dict) -> None:
 def load_checkpoint(path: Path) -> dict:
     """Raises ValueError when the file is not a whole checkpoint."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return {key: state[key] for key in ("trainer", "seconds", "resumed_at")}
     except Exception as error:  # torch raises what zipfile and pickle do
         raise ValueError(f"{path} is not a readable checkpoint ({error}); delete it to start that run again") from error
 
@@ -42,8 +43,12 @@ def load_adapter(model: nn.Module, head: str, replica: int, path: Path) -> dict:
     if not path.is_file():
         raise ValueError(f"init_from: {path} does not exist; name a finished run as <experiment>/<task>/<method>-<hash> "
                          "with an adapter of each seed, or its folder")  # fmt: skip
+    try:
+        file = safe_open(path, "pt")
+    except Exception as error:
+        raise ValueError(f"init_from: {path} is not a readable adapter ({error})") from error
     wanted = {name: value for name, value in trainable(model).items() if not name.startswith(f"{head}.")}
-    with safe_open(path, "pt") as file:
+    with file:
         found = {name for name in file.keys() if not name.startswith(f"{head}.")}  # noqa: SIM118 (not a dict)
         if found != set(wanted):
             odd = sorted(found ^ set(wanted))[0]
@@ -54,4 +59,8 @@ def load_adapter(model: nn.Module, head: str, replica: int, path: Path) -> dict:
                 raise ValueError(f"init_from: {name} is {tuple(source.shape)} in {path}, here {tuple(value.shape[1:])}")
             value.data[replica] = source
         about = json.loads((file.metadata() or {}).get("melora_bench", "{}"))
+        if about and about["epoch"] < about["config"]["epochs"]:
+            raise ValueError(
+                f"init_from: {path} is of an unfinished run (epoch {about['epoch']} of {about['config']['epochs']})"
+            )
     return {"sha256": sha256_file(path), "run_id": about.get("run_id")}

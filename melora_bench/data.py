@@ -1,16 +1,27 @@
 """Where the rows of a task come from: a hub repository, a folder, or the package index. All end as files in a folder."""
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
+import numpy as np
+import pandas as pd
 
 from melora_bench.embedded import GROUND_TRUTH, vader_folder
 from melora_bench.files import hub_snapshot, sha256_file
 
-datasets.disable_progress_bars()
 
-READERS = {"parquet": {}, "jsonl": {}, "csv": {"keep_default_na": False}}  # a text may be the word "None" or "NA"
+def _read_jsonl(path: Path, texts: list[str]) -> pd.DataFrame:
+    with path.open(encoding="utf-8") as file:
+        return pd.DataFrame([json.loads(line) for line in file if line.strip()], dtype=object)
+
+
+def _read_csv(path: Path, texts: list[str]) -> pd.DataFrame:
+    # A text may be the word "None", "NA" or a number: it stays as it stands.
+    return pd.read_csv(path, dtype=dict.fromkeys(texts, str), keep_default_na=False)
+
+
+READERS = {"parquet": lambda path, texts: pd.read_parquet(path), "jsonl": _read_jsonl, "csv": _read_csv}
 OFFLINE = "offline, use data=local data.root=DIR, or data=embedded with task=movie or task=tweets"
 
 
@@ -57,10 +68,12 @@ class HubData:
         folder, commit = hub_snapshot(
             self.repo, self.revision, kind="dataset", patterns=[f"{task}/{split}-*.parquet"], offline=OFFLINE
         )
-        return sorted((folder / task).glob(f"{split}-*.parquet")), {"repo": self.repo, "commit": commit}
-
-    def missing(self, task: str, split: str) -> str:
-        return f"{self.repo} at {self.revision!r} has no {task}/{split}-*.parquet"
+        files = sorted((folder / task).glob(f"{split}-*.parquet"))
+        parts = int(files[0].stem.rpartition("-of-")[2]) if files else 1  # train-00000-of-00002
+        if len(files) != parts:
+            raise ValueError(f"{self.repo} at {self.revision!r} or, without a network, its cache holds {len(files)} of "
+                             f"{parts:05d} files {task}/{split}-*.parquet; {OFFLINE}")  # fmt: skip
+        return files, {"repo": self.repo, "commit": commit}
 
 
 @dataclass(kw_only=True)
@@ -73,23 +86,21 @@ class EmbeddedData:
             raise ValueError(f"task={task} is not embedded: use data=hub, or data=local data.root=DIR")
         return [vader_folder() / task / f"{split}.csv"], {"package": "vaderSentiment==3.3.2"}
 
-    def missing(self, task: str, split: str) -> str:
-        return f"the embedded {task} has no split {split}"
 
-
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Rows:
-    """The rows of one split and what the record says of them."""
+    """The rows of one split."""
 
-    table: datasets.Dataset
-    origin: dict = field(default_factory=dict)  # rows, sha256 of the files in order, repo and commit or file name
+    texts: list[list[str]]  # per text column
+    labels: np.ndarray  # (rows,) float64
+    origin: dict  # for the record: rows, sha256 of each file, repo and commit or file name
 
 
-def load_rows(source, task: str, split: str, columns: list[str], limit: int | None, optional: bool) -> Rows | None:
-    """Read one split and keep `columns`; the first `limit` rows of a fixed shuffle if a limit is given.
+def load_rows(source, task: str, split: str, texts: list[str], limit: int | None, optional: bool) -> Rows | None:
+    """Read the text columns and `label` of one split; the first `limit` rows of a fixed shuffle if a limit is given.
 
     Returns None for a missing split that is optional. Raises ValueError, naming the file, for a missing file or column,
-    an unreadable file and an empty split.
+    an unreadable file, an empty split, and a text or label that is none.
     """
     files, origin = source.find(task, split)
     if not files:
@@ -98,17 +109,27 @@ def load_rows(source, task: str, split: str, columns: list[str], limit: int | No
         raise ValueError(source.missing(task, split))
     ending = files[0].suffix[1:]
     try:
-        reader = "json" if ending == "jsonl" else ending
-        table = datasets.load_dataset(reader, data_files=[str(f) for f in files], split="train", **READERS[ending])
+        table = pd.concat([READERS[ending](path, texts) for path in files], ignore_index=True)
     except Exception as error:  # the readers raise whatever pyarrow and pandas do
-        cause = str(error.__cause__ or error).splitlines()[0]
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{files[0]} cannot be read as {ending} ({cause}): is the file complete?") from error
-    absent = [name for name in columns if name not in table.column_names]
-    if absent:
-        raise ValueError(f"{files[0]} has no column {absent[0]!r}; it has {', '.join(table.column_names)}")
-    if not len(table):
+    if table.empty:
         raise ValueError(f"{files[0]} has no rows: the {split} split of {task} is empty")
+    for name in (*texts, "label"):
+        if name not in table:
+            raise ValueError(f"{files[0]} has no column {name!r}; it has {', '.join(map(str, table.columns))}")
+    for name in texts:
+        wrong = np.array([not isinstance(text, str) for text in table[name]])
+        if wrong.any():
+            raise ValueError(
+                f"{files[0]}: {name} is {table[name].iloc[wrong.argmax()]!r} in row {wrong.argmax()}, not a text"
+            )
+    labels = pd.to_numeric(table["label"], errors="coerce")
+    if labels.isna().any():
+        row = int(labels.isna().argmax())
+        raise ValueError(f"{files[0]}: label is {table['label'].iloc[row]!r} in row {row}, not a number")
     if limit is not None and limit < len(table):
-        table = table.shuffle(seed=0).select(range(limit))
-    digests = [sha256_file(path) for path in files]
-    return Rows(table=table.select_columns(columns), origin={"rows": len(table), "sha256": digests, **origin})
+        chosen = np.random.default_rng(0).permutation(len(table))[:limit]
+        table, labels = table.iloc[chosen], labels.iloc[chosen]
+    origin = {"rows": len(table), "sha256": [sha256_file(path) for path in files], **origin}
+    return Rows(texts=[table[name].tolist() for name in texts], labels=labels.to_numpy(np.float64), origin=origin)

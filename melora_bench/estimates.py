@@ -10,7 +10,7 @@ Runs = dict[str, dict[int, RunRecord]]  # value of the key that a row selects ov
 
 ESTIMATES = {
     "best": "best epoch on the set that is reported, as the papers select",
-    "last": "last epoch",
+    "last": "last epoch (best n by its mean there)",
     "split": "epoch and n chosen on one half of the set and scored on the other, both ways",
 }
 

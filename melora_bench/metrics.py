@@ -68,9 +68,14 @@ class Spearman(_Metric):
 METRICS = {cls.__name__.lower(): cls for cls in (Accuracy, F1, Matthews, Pearson, Spearman)}
 
 
-def compute(names: list[str], predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
-    """{name: value} for each metric. Raises ValueError for a name that is not one of METRICS."""
+def check(names: list[str]) -> None:
+    """Raises ValueError for a name that is not one of METRICS."""
     unknown = [name for name in names if name not in METRICS]
     if unknown:
         raise ValueError(f"metric {unknown[0]!r} is unknown: use one of {', '.join(METRICS)}")
+
+
+def compute(names: list[str], predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    """{name: value} for each metric."""
+    check(names)
     return {name: METRICS[name]().compute(predictions=predictions, references=references)[name] for name in names}

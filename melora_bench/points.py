@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 import socket
 import time
@@ -52,11 +53,14 @@ class Point:
                     f"{key}={value} must be a positive whole number{', or null for all' * key.endswith('_rows')}"
                 )
         for key in ("lr", "max_grad_norm", "head_lr_scale", "weight_decay", "warmup_ratio"):
-            value = config[key]
-            if type(value) not in (int, float) or value < 0 or (value == 0 and key in ("lr", "max_grad_norm")):
-                raise ValueError(f"{key}={value} must be a positive number")
+            value, above = config[key], key in ("lr", "max_grad_norm")
+            if type(value) not in (int, float) or not (math.isfinite(value) and (value > 0 if above else value >= 0)):
+                raise ValueError(f"{key}={value} must be a {'positive number' if above else 'number from 0 on'}")
         if config["warmup_ratio"] > 1:
             raise ValueError(f"warmup_ratio={config['warmup_ratio']} must be a share of all steps, at most 1")
+        for key in ("experiment", "results_dir", "output_dir"):
+            if not config[key] or not isinstance(config[key], str):
+                raise ValueError(f"{key}={config[key]} must be a name")
         if config["precision"] not in ("no", "bf16", "fp16"):
             raise ValueError(f"precision={config['precision']!r} is unknown: use no, bf16 or fp16")
         digest = records.config_hash(records.identity(config))
@@ -71,8 +75,9 @@ class Point:
         return f"{self.config['experiment']}/{self.choices['task']}/{self.name}-s{seed}"
 
     def record(self, seed: int) -> Path | None:
-        """This point's record, whichever experiment it was run in."""
-        return records.find(self.config["results_dir"], self.name, self.choices["task"], seed)
+        """The record of one seed, if it was run in this experiment before."""
+        path = Path(self.config["results_dir"]) / "runs" / f"{self.run_id(seed)}.json"
+        return path if path.exists() else None
 
     def output(self, *seeds: int) -> Path:
         """The folder of one seed's adapters and error, or of a packed run's checkpoint."""

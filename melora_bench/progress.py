@@ -1,6 +1,7 @@
 """What a person sees of a run: a bar on a terminal, plain lines elsewhere, one summary line at the end."""
 
 import logging
+import os
 import time
 
 from rich.console import Console
@@ -20,7 +21,8 @@ def setup_logging() -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    logging.getLogger("melora_bench").setLevel(logging.INFO)
+    first = os.environ.get("RANK", "0") == "0"
+    logging.getLogger("melora_bench").setLevel(logging.INFO if first else logging.ERROR)
 
 
 class RunProgress:

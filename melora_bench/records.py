@@ -110,11 +110,6 @@ def load_all(results_dir: str | Path, experiment: str) -> list[RunRecord]:
     return [load(path) for path in sorted((Path(results_dir) / "runs" / experiment).glob("*/*.json"))]
 
 
-def find(results_dir: str | Path, name: str, task: str, seed: int) -> Path | None:
-    """The record `<any experiment>/<task>/<name>-s<seed>.json`, if that point was run before."""
-    return next(iter(sorted((Path(results_dir) / "runs").glob(f"*/{task}/{name}-s{seed}.json"))), None)
-
-
 def best_epoch(record: RunRecord) -> dict:
     """The first epoch with the highest selection metric."""
     return max(record.epochs, key=lambda entry: entry["metrics"][record.metric])

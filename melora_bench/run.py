@@ -1,6 +1,8 @@
 """Running one point: which seeds are still to be done, training them side by side, one record for each."""
 
+import dataclasses
 import datetime
+import importlib.util
 import json
 import logging
 import os
@@ -12,9 +14,10 @@ from pathlib import Path
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import broadcast_object_list
 from hydra.errors import CompactHydraException, InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 
 from melora_bench import checkpoints, records
@@ -39,7 +42,7 @@ def run(cfg: DictConfig, choices: dict) -> list[Path]:
     point = None
     try:
         point = Point.of(cfg, choices)
-        todo = [seed for seed in point.config["seeds"] if not point.record(seed)]
+        todo = _agreed([seed for seed in point.config["seeds"] if not point.record(seed)])
         done = [seed for seed in point.config["seeds"] if seed not in todo]
         if done:
             log.info(
@@ -54,7 +57,10 @@ def run(cfg: DictConfig, choices: dict) -> list[Path]:
             for seed in point.config["seeds"]:
                 if not point.record(seed):
                     write_text(point.output(seed) / "error.txt", f"{line}\n\n{traceback.format_exc()}")
-        raise RunError(f"error: {line}") from (None if expected else error)
+    # Outside the except block: a sweep keeps the exception, which must not keep the failed run's model alive.
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        os._exit(1)  # the other processes wait for this one: their launcher ends them
+    raise RunError(f"error: {line}")
 
 
 class _Run:
@@ -69,7 +75,12 @@ class _Run:
         transformers.logging.disable_progress_bar()
         AcceleratorState._reset_state(reset_partial_state=False)  # an earlier run may have had another precision
         GradientState._reset_state()
+        if config["tracker"] and not importlib.util.find_spec(config["tracker"]):
+            raise ValueError(
+                f"tracker={config['tracker']} is not installed: pip install -c requirements.lock -e '.[track]'"
+            )
         self.accelerator = Accelerator(
+            cpu=not torch.cuda.is_available(),
             mixed_precision=config["precision"],
             gradient_accumulation_steps=config["accumulation"],
             log_with=config["tracker"],
@@ -78,9 +89,11 @@ class _Run:
         self.method, self.task, self.backbone, source = (
             _build(config[group], group) for group in ("method", "task", "backbone", "data")
         )
-        with self.accelerator.main_process_first():
-            limits = {key: config[key] for key in ("max_length", "max_train_rows", "max_eval_rows")}
-            self.data = self.task.load(source, self.backbone.tokenizer(), **limits)
+        limits = {key: config[key] for key in ("max_length", "max_train_rows", "max_eval_rows")}
+        self.data = self.task.load(source, self.backbone.tokenizer(), **limits)
+        self.origin, self.git = self.backbone.origin(), records.git_state()  # now: both may have changed by the end
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         self.batches = TrainBatches(
             split=self.task.train,
             seeds=seeds,
@@ -91,6 +104,11 @@ class _Run:
             process=self.accelerator.process_index,
         )
         model, head = self.backbone.model(self.task.num_labels), self.backbone.head
+        longest = max(int(split.lengths.max()) for split in self.task.splits.values())
+        if longest > self.backbone.longest(model):
+            most = self.backbone.longest(model)
+            raise ValueError(f"max_length={config['max_length']} lets texts of {longest} tokens through, "
+                             f"backbone {self.backbone.name} reads {most}: lower it to that")  # fmt: skip
         self.method.attach(model, head, seeds, config["epochs"] * self.batches.steps_per_epoch)
         self.starts = [self._start(model, k, seed) for k, seed in enumerate(seeds)]
         numbers = {name: value[0].numel() for name, value in checkpoints.trainable(model).items()}
@@ -121,7 +139,6 @@ class _Run:
                 while trainer.epoch < trainer.epochs and None in trainer.failed:
                     trainer.train_epoch(progress.on_step)
                     progress.on_epoch(self.task.metric)
-                    self._track()
                     if main:
                         self._keep_adapters()
                         state = {
@@ -130,19 +147,23 @@ class _Run:
                             "resumed_at": self.resumed_at,
                         }
                         checkpoints.save_checkpoint(checkpoint, state)
+                        self._mark_running()
+                    self._track()
             paths = self._write_records() if main else []
-            checkpoint.unlink(missing_ok=True)
+            if main:
+                checkpoint.unlink(missing_ok=True)
             self.accelerator.wait_for_everyone()
         finally:
             for seed in self.seeds if main else []:
                 (self.point.output(seed) / "running.json").unlink(missing_ok=True)
-            self.accelerator.end_training()
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
         failed = {seed: step for seed, step in zip(self.seeds, trainer.failed, strict=True) if step is not None}
         if main:
             self._summarise(paths)
         if failed:
             what = "; ".join(f"seed {seed} stopped at step {step}" for seed, step in failed.items())
-            raise ValueError(f"{self.task.name} {self.point.name}: {what}: the loss was not finite, no record was written; "
+            raise ValueError(f"{self.task.name} {self.point.name}: {what}: its loss was not finite, no record was written; "
                              f"try a lower lr than {self.config['lr']}")  # fmt: skip
         return paths
 
@@ -158,7 +179,7 @@ class _Run:
         return {"source": source, **checkpoints.load_adapter(model, self.backbone.head, k, folder / "last.safetensors")}
 
     def _resume(self, checkpoint: Path) -> None:
-        if not checkpoint.exists():
+        if not _agreed(checkpoint.exists()):
             return
         state = checkpoints.load_checkpoint(checkpoint)
         self.trainer.load_state_dict(state["trainer"])
@@ -204,9 +225,9 @@ class _Run:
             "versions": {"method": self.method.version, "task": self.task.version},
             "config": self.point.identity,
             "config_hash": records.config_hash(self.point.identity),
-            "git": records.git_state(),
+            "git": self.git,
             "env": records.environment(self.accelerator, self.config["precision"]),
-            "model": self.backbone.origin(),
+            "model": self.origin,
             "data": self.data,
             "params": self.params,
             "metric": self.task.metric,
@@ -248,6 +269,10 @@ class _Run:
 
 def _build(config: dict, group: str):
     """The object of a config group. Raises ValueError for a key that its class does not have."""
+    known = {item.name for item in dataclasses.fields(get_class(config["_target_"])) if item.init}
+    odd = set(config) - known - {"_target_"}
+    if odd:
+        raise ValueError(f"{group}.{min(odd)} is no key of this {group}: it has {', '.join(sorted(known))}")
     try:
         return instantiate(config, _convert_="all")
     except InstantiationException as error:
@@ -267,6 +292,14 @@ def _flat(config: dict, prefix: str = "") -> dict:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
+
+
+def _agreed(value: object) -> object:
+    """What the first process found, in every process: files may appear between one process's look and another's."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return value
+    PartialState(cpu=not torch.cuda.is_available())
+    return broadcast_object_list([value])[0]
 
 
 def _is_main() -> bool:

@@ -130,6 +130,9 @@ def obstacle(record: RunRecord, table: dict) -> str:
     other = [f"{key} {value} instead of {wanted}" for key, wanted in expected.items()
              if key not in points and (value := _lookup(record, key)) != wanted]  # fmt: skip
     backbone = [] if record.choices["backbone"] == "roberta_base" else [f"backbone {record.choices['backbone']}"]
+    for split, part in record.data.items():
+        if part is None or part.get("file", split) != split:
+            other.append(f"{split} {'missing' if part is None else 'from ' + part['file']}")
     return ", ".join(backbone + other)
 
 
@@ -164,11 +167,8 @@ def _line(about: dict, runs: Runs, found: dict[str, Score], cell: published.Cell
     line["difference"] = f"{found['best'].mean - cell.value:+.2f}" if both else ""
     line["verdict"] = verdict(found["best"], cell, why) if both else ""
     line |= {"published_backbone": cell.backbone if cell else "", "published_source": cell.source if cell else ""}
-    rates = [
-        record.rows_per_second * (1 + len(record.packed_with))
-        for by_seed in runs.values()
-        for record in by_seed.values()
-    ]
+    found_runs = [record for by_seed in runs.values() for record in by_seed.values() if record.rows_per_second]
+    rates = [record.rows_per_second * (1 + len(record.packed_with)) for record in found_runs]
     line["rows_per_second"] = f"{sum(rates) / len(rates):.0f}" if rates else ""  # of whole packed runs, in training
     return line | {"scores": found}
 

@@ -21,7 +21,8 @@ from melora_bench.seeding import derive
 
 @dataclass(kw_only=True)
 class Trainer:
-    """One packed run. `history[k]` holds replica k's epochs; `failed[k]` the step at which its loss was not finite."""
+    """One packed run. `history[k]` holds replica k's epochs; `failed[k]` the step at which its loss, or its outputs in the
+    evaluation after it, were not finite."""
 
     accelerator: Accelerator
     model: nn.Module
@@ -37,6 +38,7 @@ class Trainer:
     max_grad_norm: float
     eval_batch_size: int
     epoch: int = 0  # finished epochs
+    rate: float = 0.0  # the adapters' learning rate in the last step
     history: list[list[dict]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -49,7 +51,8 @@ class Trainer:
         adapters = [value for name, value in params.items() if not name.startswith(f"{self.head}.")]
         groups = [{"params": adapters, "lr": self.lr}, {"params": heads, "lr": self.lr * self.head_lr_scale}]
         groups = [group for group in groups if group["params"]]
-        optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=True)
+        # A fused optimizer hides from accelerate the steps that fp16's loss scaling skips.
+        optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=self.accelerator.scaler is None)
         warmup = int(np.ceil(self.warmup_ratio * self.total_steps))
         self.schedule = get_linear_schedule_with_warmup(optimizer, warmup, self.total_steps)
         self.model, self.optimizer = self.accelerator.prepare(self.model, optimizer)
@@ -79,6 +82,7 @@ class Trainer:
                         self.guard.clip(self.optimizer)
                     self.optimizer.step()
                     if self.accelerator.sync_gradients and not self.accelerator.optimizer_step_was_skipped:
+                        self.rate = self.schedule.get_last_lr()[0]
                         self.schedule.step()
                         self.method.after_optimizer_step(step)
                     self.optimizer.zero_grad()
@@ -86,13 +90,13 @@ class Trainer:
                     [loss.detach(), torch.as_tensor(penalty, device=loss.device).detach().expand_as(loss)]
                 )
             step += 1
-            on_step(step, totals[0])
+            on_step(step, totals[0] / self.batches.accumulation)
         self.epoch += 1
         totals = self.accelerator.reduce(totals, "mean") / (self.batches.steps_per_epoch * self.batches.accumulation)
         losses = totals.T.tolist()  # waits for the device: training ends here
         trained = time.perf_counter()
         scores = self.evaluate()
-        entry = {"epoch": self.epoch, "step": step, "lr": self.schedule.get_last_lr()[0]}
+        entry = {"epoch": self.epoch, "step": step, "lr": self.rate}
         for k, (loss, penalty) in enumerate(losses):
             if scores[k] is None:
                 self.guard.stop(k, step)
@@ -100,7 +104,7 @@ class Trainer:
                 means = {"train_loss": round(loss, 6), "penalty": round(penalty, 9)}
                 times = {"train_seconds": trained - start, "eval_seconds": time.perf_counter() - trained}
                 times = {key: round(value, 3) for key, value in times.items()}
-                self.history[k].append({**entry, **means, **scores[k], **times, "report": self.method.report()})
+                self.history[k].append({**entry, **means, **scores[k], **times, "report": self.method.report(k)})
 
     @torch.no_grad()
     def evaluate(self) -> list[dict | None]:
@@ -162,7 +166,8 @@ class Trainer:
 class ReplicaGuard:
     """Clips each replica's gradient by its own norm, and stops a replica whose loss is no longer finite.
 
-    A stopped replica's gradients are 0 from then on; the others never notice. Nothing here waits for the device.
+    A stopped replica's gradients are 0 from then on; the others never notice. In fp16 one thing is shared, the loss scale:
+    a replica whose gradients overflow makes all skip that step. `watch` and `clip` do not wait for the device.
     """
 
     def __init__(self, params: list[nn.Parameter], replicas: int, max_norm: float, accelerator: Accelerator) -> None:

@@ -19,17 +19,24 @@ def main(arguments: list[str]) -> int:
     tables = [argument for argument in arguments if "=" not in argument] or ["melora_table2", "mplora_table2"]
     try:
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-            for table in tables:
-                show(table, overrides)
+            shown = [show(table, overrides, alone=len(tables) == 1) for table in tables]
+        return 0 if any(shown) else 1
     except (ValueError, HydraException, OmegaConfBaseException) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
-def show(table: str, overrides: list[str]) -> None:
+def show(table: str, overrides: list[str], alone: bool = True) -> bool:
+    """Print the states of a table's points; False, saying so, if a selection among several tables leaves it none."""
     totals: collections.Counter = collections.Counter()
-    for job in points(load_grid(table)["table"], overrides):
+    try:
+        jobs = points(load_grid(table)["table"], overrides)
+    except ValueError as error:
+        if alone:
+            raise
+        print(f"{table}: {error}\n")
+        return False
+    for job in jobs:
         cfg = compose("train", [f"table={table}", *job], return_hydra_config=True)
         choices = cfg.hydra.runtime.choices
         point = Point.of(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), choices)

@@ -1,7 +1,10 @@
 """Train one point, or with -m or table=NAME a grid of points. See README.md."""
 
+import sys
+
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from melora_bench.progress import setup_logging
@@ -9,10 +12,15 @@ from melora_bench.progress import setup_logging
 
 @hydra.main(config_path="../configs", config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> None:
-    from melora_bench.run import run  # imports torch: --help and a misspelt key answer without it
+    from melora_bench.run import RunError, run  # imports torch: --help and a misspelt key answer without it
 
     setup_logging()
-    run(cfg, HydraConfig.get().runtime.choices)
+    try:
+        run(cfg, HydraConfig.get().runtime.choices)
+    except RunError:
+        if HydraConfig.get().mode == RunMode.RUN:
+            sys.exit(1)  # the one line is logged; Hydra would say it again
+        raise
 
 
 if __name__ == "__main__":

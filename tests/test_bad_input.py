@@ -14,6 +14,7 @@ import torch
 from conftest import composed, run_point, write_csv
 from test_data import write
 
+from melora_bench.backbones import Encoder
 from melora_bench.points import Point
 from melora_bench.records import ROOT
 from melora_bench.run import RunError
@@ -84,7 +85,8 @@ def refused(tiny_overrides, tmp_path, monkeypatch):
         (["epochs=0"], r"epochs=0 must be a positive"),
         (["epochs=-1"], r"epochs=-1 must be a positive"),
         (["lr=0"], r"lr=0 must be a positive"),
-        (["max_train_rows=0"], r"max_train_rows=0 must be positive, or null for all rows"),
+        (["lr=nan"], r"lr=nan must be a positive"),
+        (["max_train_rows=0"], r"max_train_rows=0 must be a positive whole number, or null for all"),
         (["seeds=[1,0,1]"], r"seeds=\[1, 0, 1\] must be a list of different numbers, such as \[0,1,2\]"),
         (["seeds=[]"], r"seeds=\[\] must be a list of different numbers"),
         (["seeds=3"], r"seeds=3 must be a list"),
@@ -146,10 +148,16 @@ def root(tmp_path, tiny_data) -> Path:
     return tmp_path / "data"
 
 
-@pytest.mark.parametrize(("label", "shown"), [(2, "2"), (-1, "-1"), (0.5, "0.5"), ("", "(nan|'')"), ("yes", "'?yes'?")])
+@pytest.mark.parametrize(("label", "shown"), [(2, "2"), (-1, "-1"), (0.5, "0.5")])
 def test_a_label_outside_the_range(label, shown, root, refused):
     write_csv(root / "sst2" / "validation.csv", [("sentence", "label"), ("good", 1), ("bad", label), ("fine", 0)])
     refused(rf"sst2: label {shown} in row 1 of the validation split is outside 0 to 1", f"data.root={root}")
+
+
+@pytest.mark.parametrize("label", ["", "yes"])
+def test_a_label_that_is_no_number(label, root, refused):
+    write_csv(root / "sst2" / "validation.csv", [("sentence", "label"), ("good", 1), ("bad", label), ("fine", 0)])
+    refused(rf"sst2/validation\.csv: label is '{label}' in row 1, not a number", f"data.root={root}")
 
 
 def test_a_score_outside_the_range(root, refused):
@@ -169,7 +177,7 @@ def test_an_empty_split(split, ending, root, refused):
 def test_a_file_with_nothing_in_it(ending, root, refused):
     (root / "sst2" / "train.csv").unlink()
     (root / "sst2" / f"train.{ending}").touch()
-    refused(rf"sst2/train\.{ending}.*(complete|no rows|empty)", f"data.root={root}")
+    refused(rf"sst2/train\.{ending}.*(complete|no rows|empty|no column)", f"data.root={root}")
 
 
 @pytest.mark.parametrize("part", [0.3, 0.9])
@@ -267,6 +275,14 @@ def test_a_corrupt_checkpoint(content, tiny_overrides, refused):
     path.write_bytes(spoilt)
     refused(rf"{path} is not a readable checkpoint .*delete it to start that run again", "seeds=[0,1]")
     assert path.read_bytes() == spoilt
+
+
+def test_an_error_of_many_lines_is_told_in_one(refused, monkeypatch):
+    def tokenizer(self):
+        raise ValueError("none of:\n  (1) this,\n  (2) that")
+
+    monkeypatch.setattr(Encoder, "tokenizer", tokenizer)
+    refused(r"^error: none of: \(1\) this, \(2\) that$")
 
 
 # ---- the command line

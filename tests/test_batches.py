@@ -132,6 +132,7 @@ def test_weights_make_the_mean_over_a_step(rows, batch_size, accumulation, proce
         for batch in itertools.chain(*parts):
             labels, weights = (batch[key].numpy().reshape(len(seeds), -1) for key in ("labels", "weight"))
             assert labels.shape[1] >= 1
+            assert all(set(labels[k]) <= set(orders[k][step]) for k in range(len(seeds)))  # fillers pad no wider
             total += (weights * value[labels]).sum(1) / (accumulation * processes)  # as accumulate and DDP divide
             for k in range(len(seeds)):
                 seen[k] += labels[k][weights[k] > 0].tolist()

@@ -58,7 +58,10 @@ def local(root: Path, **splits: str) -> LocalData:
 
 
 def read(source, columns: list[str], split: str = "train", limit: int | None = None, task: str = "mrpc"):
-    return load_rows(source, task, split, columns, limit, optional=False)
+    texts = [name for name in columns if name != "label"]
+    rows = load_rows(source, task, split, texts, limit, optional=False)
+    table = dict(zip(texts, rows.texts, strict=True)) | {"label": rows.labels.tolist()}
+    return SimpleNamespace(table=table, origin=rows.origin)
 
 
 # ---- local files
@@ -70,8 +73,8 @@ def test_every_format_gives_the_same_rows(ending, labels, tmp_path):
     columns = {"idx": list(range(20)), "sentence1": TEXTS, "sentence2": TEXTS[::-1], "label": labels * 10}
     path = write(tmp_path / "mrpc" / f"train.{ending}", columns)
     rows = read(local(tmp_path), ["sentence1", "sentence2", "label"])
-    assert rows.table.column_names == ["sentence1", "sentence2", "label"]
-    for name in rows.table.column_names:
+    assert list(rows.table) == ["sentence1", "sentence2", "label"]
+    for name in rows.table:
         assert list(rows.table[name]) == columns[name]
     assert rows.origin == {"rows": 20, "sha256": [sha256_file(path)], "file": "train"}
 

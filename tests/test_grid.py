@@ -126,7 +126,7 @@ def dead_pid() -> int:
 
 def test_status_counts_done_running_failed_and_missing(mine, capsys, tmp_path):
     overrides, of = mine
-    name = tmp_path / "results" / "runs" / "another_experiment" / "mrpc" / f"{of.name}-s0.json"
+    name = tmp_path / "results" / "runs" / "mplora_table2" / "mrpc" / f"{of.name}-s0.json"
     name.parent.mkdir(parents=True)
     name.write_text("{}")
     failed(of, 0)  # an error that a later run made good
@@ -158,7 +158,7 @@ def test_states_in_the_order_in_which_they_count(mine):
     assert of.state(2) == "missing"
 
 
-def test_a_record_is_found_by_config_whatever_its_experiment(mine, tmp_path):
+def test_a_record_counts_in_its_own_experiment_only(mine, tmp_path):
     _, of = mine
     other = point(
         "table=mplora_table2", "task=mrpc", "method=mplora", "method.n=2", "experiment=again", f"results_dir={tmp_path}"
@@ -167,6 +167,9 @@ def test_a_record_is_found_by_config_whatever_its_experiment(mine, tmp_path):
     made = record(method="mplora", n=2)
     made.run_id = of.run_id(0)
     assert other.record(0) is None
+    made.save(tmp_path)
+    assert (other.record(0), of.config["results_dir"]) == (None, f"{tmp_path}/results")
+    made.run_id = other.run_id(0)
     path = made.save(tmp_path)
     assert (other.record(0), other.state(0), other.state(1)) == (path, "done", "missing")
 

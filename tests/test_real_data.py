@@ -34,17 +34,16 @@ def test_rows_and_labels_are_the_published_ones(real):
     task, source, training, evaluation = real
     expected = dict(zip([task.train_split, *task.eval_splits], [training, *evaluation], strict=True))
     for split, count in expected.items():
-        rows = load_rows(source, task.name, split, [*task.text, "label"], None, optional=count is None)
-        assert (rows and len(rows.table)) == count
+        rows = load_rows(source, task.name, split, task.text, None, optional=count is None)
+        assert (rows and len(rows.labels)) == count
         if rows is None:
             continue
         assert rows.origin["rows"] == count
-        labels = np.asarray(rows.table["label"])
+        labels = rows.labels
         assert [labels.min(), labels.max()] == task.label_range
         if task.num_labels > 1:
             assert sorted(set(labels.tolist())) == list(range(task.num_labels))
-        for column in task.text:
-            assert all(isinstance(text, str) for text in rows.table[column])
+        assert all(isinstance(text, str) for column in rows.texts for text in column)
 
 
 def test_a_few_rows_become_tokens(real, tiny_roberta, caplog):

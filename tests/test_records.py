@@ -121,15 +121,6 @@ def test_there_is_a_record_of_schema_1_to_read():
     assert len(FIXTURES) == 1
 
 
-def test_find_sees_the_records_of_every_experiment(tmp_path):
-    made = record(experiment="another", seed=1)
-    path, name = made.save(tmp_path), f"lora-{made.config_hash[:10]}"
-    assert records.find(tmp_path, name, "mrpc", 1) == path
-    assert records.find(tmp_path, name, "mrpc", 0) is None
-    assert records.find(tmp_path, name, "cola", 1) is None
-    assert records.find(tmp_path, "lora-0000000000", "mrpc", 1) is None
-
-
 def test_load_all_reads_one_experiment_and_stops_at_a_bad_file(tmp_path):
     for experiment, task in (("mine", "mrpc"), ("mine", "cola"), ("other", "mrpc")):
         path = record(experiment=experiment, task=task).save(tmp_path)

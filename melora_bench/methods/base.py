@@ -115,8 +115,8 @@ class Method:
     def after_optimizer_step(self, step: int) -> None:
         """After the step, while the gradients are still there (AdaLoRA prunes)."""
 
-    def report(self) -> dict:
-        """What to store in the record after each epoch (the ranks in use, say)."""
+    def report(self, replica: int) -> dict:
+        """What to store in a replica's record after each epoch (the ranks in use, say)."""
         return {}
 
     def state_dict(self) -> dict:
@@ -138,6 +138,8 @@ def freeze(model: nn.Module, head: str, seeds: list[int]) -> None:
 
 def target_linears(model: nn.Module, targets: list[str]) -> list[tuple[str, nn.Linear]]:
     """The linear layers whose dotted name ends in one of `targets`. Raises ValueError for a target that finds none."""
+    if isinstance(targets, str):
+        raise ValueError(f"method.target_modules={targets} must be a list: [{targets}]")
     linears = _linears(model)
     for target in targets:
         if not any(_matches(name, target) for name, _ in linears):
@@ -158,10 +160,11 @@ def merge(model: nn.Module, replica: int) -> nn.Module:
 
 
 def require_positive(**values: float) -> None:
-    """Raises ValueError naming the first value that is not a positive number."""
+    """Raises ValueError naming the first value that is not a positive number; all but alpha must be whole."""
     for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name}={value} must be positive")
+        whole = not name.endswith("alpha")
+        if type(value) not in ((int,) if whole else (int, float)) or not 0 < value < math.inf:
+            raise ValueError(f"{name}={value} must be positive{' and whole' * whole}")
 
 
 def init_a(kind: str) -> Callable[[Tensor, torch.Generator], None]:

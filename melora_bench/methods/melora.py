@@ -66,5 +66,5 @@ class MELoRA(Method):
             base, replicas, r=self.r, n=self.n, alpha=self.alpha, lora_dropout=self.lora_dropout, init=self.init_a
         )
 
-    def report(self) -> dict:
+    def report(self, replica: int) -> dict:
         return {"equivalent_rank": self.n * self.r, "scaling": self.alpha / self.r}

@@ -37,23 +37,22 @@ class TextTask:
 
         One of several evaluation splits may be missing, which is logged. Raises ValueError for bad files or labels.
         """
+        metrics.check(self.metrics)
+        if self.metric not in self.metrics:
+            raise ValueError(f"task.metric={self.metric!r} must be one of task.metrics={self.metrics}")
         origins = {}
         for split in (self.train_split, *self.eval_splits):
             training = split == self.train_split
             limit = max_train_rows if training else max_eval_rows
             last_hope = split == self.eval_splits[-1] and len(self.splits) < 2
-            rows = load_rows(
-                source, self.name, split, [*self.text, "label"], limit, optional=not training and not last_hope
-            )
+            rows = load_rows(source, self.name, split, self.text, limit, optional=not training and not last_hope)
             origins[split] = rows and rows.origin
             if rows is None:
                 log.warning("%s: the %s set is missing: it is not scored and not part of the mean", self.name, split)
                 continue
-            labels = np.asarray(rows.table["label"], dtype=np.float64)
-            self._check_labels(labels, split)
-            columns = [list(rows.table[name]) for name in self.text]
-            labels = labels.astype(np.float32 if self.num_labels == 1 else np.int64)
-            self.splits[split] = tokenise(tokenizer, columns, labels, max_length)
+            self._check_labels(rows.labels, split)
+            labels = rows.labels.astype(np.float32 if self.num_labels == 1 else np.int64)
+            self.splits[split] = tokenise(tokenizer, rows.texts, labels, max_length)
         return origins
 
     @property

@@ -3,12 +3,16 @@
 Hydra finds it here because plugins live in the namespace package `hydra_plugins` somewhere on sys.path.
 """
 
+import sys
+
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.errors import CompactHydraException
 from omegaconf import OmegaConf
 
 from melora_bench.grid import points
+
+NO_POINT = 3  # the exit code for a selection that this table has no point of
 
 ConfigStore.instance().store(
     group="hydra/sweeper",
@@ -23,7 +27,8 @@ class GridSweeper(BasicSweeper):
         try:
             jobs = points(OmegaConf.to_container(self.config.table), arguments)
         except ValueError as error:
-            raise CompactHydraException(str(error)) from None
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(NO_POINT)
         results = self.launcher.launch(jobs, initial_job_idx=0)
         failed = [result for result in results if result.status.name == "FAILED"]
         if failed:

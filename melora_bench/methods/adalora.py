@@ -1,0 +1,130 @@
+"""AdaLoRA: adaptive budget allocation. Zhang et al., ICLR 2023. https://arxiv.org/abs/2303.10512"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from melora_bench.methods.base import AdapterLayer, Method, require_positive
+
+
+class AdaLoRALayer(AdapterLayer):
+    """h = W x + s P diag(E) Q drop(x): P (R, d_out, r), E (R, r), Q (R, r, d_in), s = alpha / init_r; E starts at 0."""
+
+    def __init__(self, base: nn.Linear, replicas: int, *, r: int, alpha: float, lora_dropout: float) -> None:
+        super().__init__(base, replicas)
+        self.P = nn.Parameter(torch.empty(replicas, base.out_features, r))
+        self.E = nn.Parameter(torch.zeros(replicas, r))
+        self.Q = nn.Parameter(torch.empty(replicas, r, base.in_features))
+        self.dropout = nn.Dropout(lora_dropout)
+        self.scaling = alpha / r
+
+    def reset_parameters(self, generators: list[torch.Generator]) -> None:
+        for P, Q, source in zip(self.P.data, self.Q.data, generators, strict=True):
+            P.normal_(0.0, 0.02, generator=source)
+            Q.normal_(0.0, 0.02, generator=source)
+
+    def update(self, x: Tensor) -> Tensor:
+        return ((self.dropout(x) @ self.Q.mT) * (self.E * self.scaling).unsqueeze(1)) @ self.P.mT
+
+    def lora_factors(self) -> tuple[Tensor, Tensor]:
+        return self.P * (self.E * self.scaling).unsqueeze(1), self.Q
+
+    def orthogonality(self) -> Tensor:
+        """(2, R): ||P^T P - I||_F and ||Q Q^T - I||_F."""
+        identity = torch.eye(self.E.shape[1], device=self.E.device)
+        return torch.stack(
+            [(gram - identity).flatten(1).norm(dim=1) for gram in (self.P.mT @ self.P, self.Q @ self.Q.mT)]
+        )
+
+
+@dataclass(kw_only=True)
+class AdaLoRA(Method):
+    """loss = task loss + orth_weight * mean over all P and Q of ||P^T P - I||_F.
+
+    Every entry has a score: the running mean of |w grad| times the running mean of its deviation from that; a triplet's
+    is E's plus the means of P's column and Q's row. The budget of triplets over all layers falls from init_r to target_r
+    per layer by a cubic between the first and the last pruning; every `delta_t` steps the lowest have their E set to 0.
+    They may grow again until the last pruning, which holds to the end. All of it is each replica's own.
+    """
+
+    init_r: int
+    target_r: int
+    alpha: float
+    lora_dropout: float
+    orth_weight: float
+    beta1: float
+    beta2: float
+    init_warmup: float
+    final_warmup: float
+    delta_t: int
+    means: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    spreads: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    pruned: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)  # (R, r) by layer
+
+    def __post_init__(self) -> None:
+        names = ("init_r", "target_r", "alpha", "delta_t")
+        require_positive(**{f"method.{name}": getattr(self, name) for name in names})
+        if self.target_r >= self.init_r:
+            raise ValueError(
+                f"method.target_r={self.target_r} must be below method.init_r={self.init_r}: nothing to prune"
+            )
+
+    def make_layer(self, base: nn.Linear, replicas: int) -> AdaLoRALayer:
+        return AdaLoRALayer(base, replicas, r=self.init_r, alpha=self.alpha, lora_dropout=self.lora_dropout)
+
+    def attach(self, model: nn.Module, head: str, seeds: list[int], total_steps: int) -> None:
+        super().attach(model, head, seeds, total_steps)
+        self.first, self.last = round(self.init_warmup * total_steps), round((1 - self.final_warmup) * total_steps)
+        if not any(step % self.delta_t == 0 for step in range(self.first + 1, self.last)):
+            raise ValueError(f"AdaLoRA would never prune: no multiple of method.delta_t={self.delta_t} lies between the "
+                             f"steps {self.first} and {self.last} of {total_steps}; lower delta_t or train longer")  # fmt: skip
+
+    def penalty(self) -> Tensor:
+        return self.orth_weight * torch.cat([layer.orthogonality() for layer in self.layers.values()]).mean(0)
+
+    @torch.no_grad()
+    def after_optimizer_step(self, step: int) -> None:
+        now = step + 1
+        if now < self.last:
+            self._measure()
+        if now == self.last or (self.first < now < self.last and now % self.delta_t == 0):
+            self.pruned = self._lowest(self._budget(now))
+        elif now < self.last:
+            self.pruned = {}  # between prunings they may grow again
+        for name, mask in self.pruned.items():
+            self.layers[name].E.masked_fill_(mask, 0.0)
+
+    def report(self, replica: int) -> dict:
+        return {"ranks": {name: int(layer.E[replica].count_nonzero()) for name, layer in self.layers.items()}}
+
+    def state_dict(self) -> dict:
+        return {"means": self.means, "spreads": self.spreads, "pruned": self.pruned}
+
+    def load_state_dict(self, state: dict) -> None:
+        device = next(iter(self.layers.values())).E.device
+        for key, tensors in state.items():
+            setattr(self, key, {name: value.to(device) for name, value in tensors.items()})
+
+    def _measure(self) -> None:
+        weights = {f"{name}.{part}": getattr(layer, part) for name, layer in self.layers.items() for part in "PEQ"}
+        for name, weight in weights.items():
+            importance = (weight * weight.grad).abs()
+            mean = self.means.setdefault(name, torch.zeros_like(weight))
+            spread = self.spreads.setdefault(name, torch.zeros_like(weight))
+            mean.lerp_(importance, 1 - self.beta1)
+            spread.lerp_((importance - mean).abs(), 1 - self.beta2)
+
+    def _budget(self, now: int) -> int:
+        left = 1 - (now - self.first) / (self.last - self.first)
+        return int(len(self.layers) * (self.target_r + (self.init_r - self.target_r) * left**3))
+
+    def _lowest(self, budget: int) -> dict[str, Tensor]:
+        """(R, r) per layer: the triplets outside the budget."""
+        score = {name: self.means[name] * self.spreads[name] for name in self.means}
+        triplets = torch.stack(
+            [score[f"{name}.E"] + score[f"{name}.P"].mean(1) + score[f"{name}.Q"].mean(2) for name in self.layers],
+            dim=1,
+        )  # (R, layers, r)
+        threshold = triplets.flatten(1).kthvalue(triplets[0].numel() - budget).values
+        return dict(zip(self.layers, (triplets <= threshold[:, None, None]).unbind(1), strict=True))
