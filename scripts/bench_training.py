@@ -59,14 +59,17 @@ def floor(options: argparse.Namespace, bucket: int) -> float:
     from melora_bench.batches import epoch_order
 
     backbone, split = load(options)
-    model = backbone.model(2).train().requires_grad_(False)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = backbone.model(2).train().requires_grad_(False).to(device)
     embed = model.get_input_embeddings()
     start = time.perf_counter()
     for rows in epoch_order(split.lengths, seed=0, epoch=0, batch_size=options.batch, bucket=bucket):
-        batch = split.collate(rows)
+        batch = {name: value.to(device) for name, value in split.collate(rows).items()}
         inputs = embed(batch.pop("input_ids")).requires_grad_()
         labels = batch.pop("labels")
         torch.nn.functional.cross_entropy(model(inputs_embeds=inputs, **batch).logits, labels).backward()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 

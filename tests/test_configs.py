@@ -182,3 +182,11 @@ def test_the_training_loop_names_no_method_and_no_task(group):
 def test_what_reads_records_does_not_import_torch():
     code = "import sys\nfrom melora_bench import grid, points, published, records, tables\nsys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_methods_import_torch_and_themselves_only():
+    for path in (ROOT / "melora_bench" / "methods").glob("*.py"):
+        lines = [line.split()[1] for line in path.read_text().splitlines() if line.startswith(("import ", "from "))]
+        ours = ("torch", "melora_bench.methods", "melora_bench.seeding")
+        others = [name for name in lines if not name.startswith(ours) and name not in sys.stdlib_module_names]
+        assert [name for name in others if name.split(".")[0] not in sys.stdlib_module_names] == [], path
