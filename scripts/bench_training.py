@@ -141,10 +141,10 @@ def main() -> None:
     for _ in range(options.repeats):
         for variant in VARIANTS:
             command = [sys.executable, __file__, *sys.argv[1:], "--variant", variant]
-            out = subprocess.run(
-                command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
-            ).stdout
-            seconds[variant].append(json.loads(out.splitlines()[-1]))
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(f"{variant} failed:\n{done.stderr}")
+            seconds[variant].append(json.loads(done.stdout.splitlines()[-1]))
     rates = {variant: options.rows / statistics.median(times) for variant, times in seconds.items()}
     task = "MRPC" if options.data else "movie"
     print(f"{options.rows} {task} rows, batch {options.batch}, one epoch, median of {options.repeats}")
