@@ -48,11 +48,9 @@ def show(table: str, overrides: list[str], alone: bool = True) -> bool:
         }
         text = "  ".join(f"{state} {seeds}" for state, seeds in groups.items() if seeds)
         print(f"{' '.join(job):60}  {point.name}  {text}")
-    print(
-        f"{table}: "
-        + ", ".join(f"{totals[state]} {state}" for state in ("done", "running", "failed", "missing"))
-        + "\n"
-    )
+    counts = ", ".join(f"{totals[state]} {state}" for state in ("done", "running", "failed", "missing"))
+    print(f"{table}: {counts}\n")
+    return True
 
 
 if __name__ == "__main__":

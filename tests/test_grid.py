@@ -174,6 +174,14 @@ def test_a_record_counts_in_its_own_experiment_only(mine, tmp_path):
     assert (other.record(0), other.state(0), other.state(1)) == (path, "done", "missing")
 
 
+def test_main_succeeds_where_one_table_has_a_point(capsys, tmp_path):
+    assert status.main(["method=mplora", "task=mrpc", "method.n=2", f"results_dir={tmp_path}"]) == 0
+    out = capsys.readouterr().out
+    assert "melora_table2: no point of this table has method=mplora" in out
+    assert "mplora_table2: 0 done, 0 running, 0 failed, 3 missing" in out
+    assert status.main(["task=qqp", "method=mplora"]) == 1
+
+
 def test_main_reports_what_it_refuses(capsys):
     assert status.main(["mplora_table2", "task=mnli"]) == 1
     assert "error: no point of this table has task=mnli" in capsys.readouterr().err
