@@ -1,6 +1,7 @@
 """The frozen models that are adapted: from a hub, from a local folder, or from the package index."""
 
 import contextlib
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ class Encoder:
     dropout: float | None  # of the backbone in training; None: as the model's own config has it
     seen: list[str]  # tasks whose texts the pre-training saw: tables mark these rows
 
+    @functools.cached_property  # the hub is asked once, and every part comes from one commit
     def folder(self) -> tuple[Path, str | None]:
         """The checkpoint's folder and the hub's commit. Raises ValueError when it cannot be had."""
         if self.path:
@@ -43,13 +45,13 @@ class Encoder:
         return hub_snapshot(self.repo, self.revision, kind="model", patterns=FILES, offline=offline)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        folder = self.folder()[0]
+        folder = self.folder[0]
         with self._loading(folder):
             return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
     def model(self, num_labels: int) -> nn.Module:
         """The model with `num_labels` outputs (1: regression). Raises ValueError for a folder without weights."""
-        folder = self.folder()[0]
+        folder = self.folder[0]
         rates = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
         dropout = {} if self.dropout is None else dict.fromkeys(rates, self.dropout)
         with self._loading(folder):
@@ -87,5 +89,5 @@ class Encoder:
 
     def origin(self) -> dict:
         """What the record says of the weights: the hub's commit, if they came from it, and the file's sha256."""
-        folder, commit = self.folder()
+        folder, commit = self.folder
         return {"name": self.name, "repo": self.repo, "commit": commit, "sha256": sha256_file(folder / WEIGHTS)}

@@ -1,5 +1,6 @@
 """Token ids in flat arrays, and batches that pad only to their own longest row."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ class Split:
     labels: np.ndarray  # (rows,) int64 classes or float32 scores
     pad_id: int
 
-    @property
+    @functools.cached_property  # asked for with every batch, as long as the whole split
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
 

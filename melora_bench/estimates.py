@@ -1,5 +1,6 @@
 """From the epochs of a cell's runs to one number per seed, by three rules that answer different questions."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,12 @@ import numpy as np
 from melora_bench.records import RunRecord
 
 Runs = dict[str, dict[int, RunRecord]]  # value of the key that a row selects over ("" if none) -> seed -> record
+
+
+def all_records(runs: Runs) -> Iterator[RunRecord]:
+    """Every record of a cell."""
+    return (record for by_seed in runs.values() for record in by_seed.values())
+
 
 ESTIMATES = {
     "best": "best epoch on the set that is reported, as the papers select",

@@ -1,6 +1,6 @@
 """A table as Markdown: a block per backbone and estimate, published rows under the estimate that the papers use, a footer."""
 
-from melora_bench.estimates import ESTIMATES, Runs
+from melora_bench.estimates import ESTIMATES, Runs, all_records
 from melora_bench.records import RunRecord
 
 
@@ -23,7 +23,7 @@ def markdown(table: dict, rows: list[dict], cells: dict, obstacles: set[str]) ->
 
 def any_record(runs: Runs) -> RunRecord | None:
     """One of a cell's records, for what all of them share."""
-    return next((record for by_seed in runs.values() for record in by_seed.values()), None)
+    return next(all_records(runs), None)
 
 
 def _block(table: dict, rows: list[dict], seen: set[str], estimate: str) -> list[str]:
@@ -47,7 +47,7 @@ def _block(table: dict, rows: list[dict], seen: set[str], estimate: str) -> list
 
 
 def _footer(cells: dict, obstacles: set[str]) -> list[str]:
-    found = [record for runs in cells.values() for by_seed in runs.values() for record in by_seed.values()]
+    found = [record for runs in cells.values() for record in all_records(runs)]
     if not found:
         return ["No records yet: only published numbers are shown."]
 

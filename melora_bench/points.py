@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from melora_bench import records
@@ -24,6 +25,13 @@ COUNTS = (
     "max_train_rows",
     "max_eval_rows",
 )
+
+
+def compose_run(overrides: list[str]) -> tuple[DictConfig, dict]:
+    """The config of a command line as scripts/train.py sees it, and the options of its groups."""
+    with initialize_config_dir(str(records.ROOT / "configs"), version_base="1.3"):
+        cfg = compose("train", overrides, return_hydra_config=True)
+    return OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), dict(cfg.hydra.runtime.choices)
 
 
 @dataclass(frozen=True, kw_only=True)

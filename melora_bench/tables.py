@@ -7,7 +7,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from melora_bench import published, records
-from melora_bench.estimates import ESTIMATES, Runs, Score, average, scores
+from melora_bench.estimates import ESTIMATES, Runs, Score, all_records, average, scores
 from melora_bench.files import write_text
 from melora_bench.grid import as_list
 from melora_bench.markdown import any_record, markdown
@@ -36,15 +36,9 @@ def regenerate(name: str, results_dir: str | None = None) -> tuple[Path, Path]:
     cells = collect(table, records.load_all(results, grid["experiment"]), results)
     if not cells and not table["paper"]:
         raise ValueError(f"{results}/runs/{grid['experiment']} has no records: run scripts/train.py table={name} first")
-    rows = rows_of(table, cells)
-    obstacles = {
-        why
-        for runs in cells.values()
-        for by_seed in runs.values()
-        for r in by_seed.values()
-        if (why := obstacle(r, table))
-    }
-    text = markdown(table, rows, cells, obstacles)
+    obstacles = {r.run_id: obstacle(r, table) for runs in cells.values() for r in all_records(runs)}
+    rows = rows_of(table, cells, obstacles)
+    text = markdown(table, rows, cells, set(filter(None, obstacles.values())))
     frame = pd.DataFrame(rows).drop(columns="scores")
     csv = write_text(results / "tables" / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
     return csv, write_text(results / "tables" / f"{name}.md", text)
@@ -76,11 +70,11 @@ def collect(table: dict, found: list[RunRecord], results: Path) -> Cells:
     return cells
 
 
-def rows_of(table: dict, cells: Cells) -> list[dict]:
+def rows_of(table: dict, cells: Cells, obstacles: dict[str, str]) -> list[dict]:
     """The lines of the CSV: backbone x row (best and mean, where it selects) x task, then the average over tasks.
 
     `scores` of a line is {estimate: Score}, empty unless every value that the row lists has a record; an average is
-    blank unless every task has a score.
+    blank unless every task has a score. obstacles: by run_id, what keeps a record from a verdict.
     """
     printed = published.index(table["paper"], table["number"]) if table["paper"] else {}
     lines = []
@@ -96,7 +90,7 @@ def rows_of(table: dict, cells: Cells) -> list[dict]:
                     if runs and set(runs) == set(listed(row, row.get("over"))):
                         ordered = {value: runs[value] for value in listed(row, row.get("over"))}
                         found, chosen = scores(ordered, which)
-                        each = [obstacle(r, table) for by_seed in runs.values() for r in by_seed.values()]
+                        each = (obstacles[record.run_id] for record in all_records(runs))
                         reasons[task] = "; ".join(dict.fromkeys(filter(None, each)))
                     done |= {task: found} if found else {}
                     about = {"backbone": backbone, "row": label, "task": task, "chosen": chosen}
@@ -167,8 +161,7 @@ def _line(about: dict, runs: Runs, found: dict[str, Score], cell: published.Cell
     line["difference"] = f"{found['best'].mean - cell.value:+.2f}" if both else ""
     line["verdict"] = verdict(found["best"], cell, why) if both else ""
     line |= {"published_backbone": cell.backbone if cell else "", "published_source": cell.source if cell else ""}
-    found_runs = [record for by_seed in runs.values() for record in by_seed.values() if record.rows_per_second]
-    rates = [record.rows_per_second * (1 + len(record.packed_with)) for record in found_runs]
+    rates = [r.rows_per_second * (1 + len(r.packed_with)) for r in all_records(runs) if r.rows_per_second]
     line["rows_per_second"] = f"{sum(rates) / len(rates):.0f}" if rates else ""  # of whole packed runs, in training
     return line | {"scores": found}
 

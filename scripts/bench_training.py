@@ -31,21 +31,13 @@ def overrides(options: argparse.Namespace) -> list[str]:
     return [*source, *rows, f"lr={RATE}", *method]
 
 
-def compose_config(arguments: list[str]):
-    from hydra import compose, initialize_config_dir
-
-    from melora_bench.records import ROOT
-
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        cfg = compose("train", arguments, return_hydra_config=True)
-        return compose("train", arguments), dict(cfg.hydra.runtime.choices)
-
-
 def load(options: argparse.Namespace):
     """The backbone and the tokenised training rows, through the suite's own loaders."""
     from hydra.utils import instantiate
 
-    cfg, _ = compose_config(overrides(options))
+    from melora_bench.points import compose_run
+
+    cfg, _ = compose_run(overrides(options))
     task, backbone, source = (instantiate(cfg[group], _convert_="all") for group in ("task", "backbone", "data"))
     limits = {"max_length": cfg.max_length, "max_train_rows": cfg.max_train_rows, "max_eval_rows": cfg.max_eval_rows}
     task.load(source, backbone.tokenizer(), **limits)
@@ -105,11 +97,12 @@ def stock(options: argparse.Namespace) -> float:
 def ours(options: argparse.Namespace, *method: str) -> float:
     """Seconds of one epoch through the suite's own run, evaluation not counted."""
     from melora_bench import records
+    from melora_bench.points import compose_run
     from melora_bench.run import run
 
     with tempfile.TemporaryDirectory() as folder:
         places = [f"results_dir={folder}/results", f"output_dir={folder}/outputs"]
-        cfg, choices = compose_config([*method, *overrides(options), *places])
+        cfg, choices = compose_run([*method, *overrides(options), *places])
         [path] = run(cfg, choices)
         return records.load(path).epochs[0]["train_seconds"]
 

@@ -3,14 +3,11 @@
 import collections
 import sys
 
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from melora_bench.grid import points
-from melora_bench.points import Point
-from melora_bench.records import ROOT
+from melora_bench.points import Point, compose_run
 from melora_bench.tables import load_grid
 
 
@@ -18,8 +15,7 @@ def main(arguments: list[str]) -> int:
     overrides = [argument for argument in arguments if "=" in argument]
     tables = [argument for argument in arguments if "=" not in argument] or ["melora_table2", "mplora_table2"]
     try:
-        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-            shown = [show(table, overrides, alone=len(tables) == 1) for table in tables]
+        shown = [show(table, overrides, alone=len(tables) == 1) for table in tables]
         return 0 if any(shown) else 1
     except (ValueError, HydraException, OmegaConfBaseException) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -37,9 +33,7 @@ def show(table: str, overrides: list[str], alone: bool = True) -> bool:
         print(f"{table}: {error}\n")
         return False
     for job in jobs:
-        cfg = compose("train", [f"table={table}", *job], return_hydra_config=True)
-        choices = cfg.hydra.runtime.choices
-        point = Point.of(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), choices)
+        point = Point.of(*compose_run([f"table={table}", *job]))
         states = {seed: point.state(seed) for seed in point.config["seeds"]}
         totals.update(states.values())
         groups = {

@@ -14,6 +14,7 @@ import transformers
 from hydra import compose, initialize_config_dir
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
+from melora_bench.points import compose_run
 from melora_bench.records import ROOT
 
 WORDS = "the a film plot actor was is good great fine bad dull poor long short story never always very quite".split()
@@ -110,6 +111,4 @@ def run_point(overrides: list[str]) -> list[Path]:
     """Run one point in this process; returns the records written."""
     from melora_bench.run import run
 
-    cfg = composed(overrides, return_hydra_config=True)
-    choices = dict(cfg.hydra.runtime.choices)
-    return run(composed(overrides), choices)
+    return run(*compose_run(overrides))

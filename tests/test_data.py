@@ -224,7 +224,7 @@ def test_a_run_from_the_hubs_cache_records_both_commits(hub, tiny_roberta, tmp_p
 def test_a_backbone_that_is_not_cached_says_what_works_offline(hub):
     encoder = instantiate(composed(["backbone=roberta_base"]).backbone, _convert_="all")
     with pytest.raises(ValueError, match=r"roberta-base at 'main' .*offline, use backbone\.path=DIR .*backbone=minilm"):
-        encoder.folder()
+        _ = encoder.folder
 
 
 # ---- the package index

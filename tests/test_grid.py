@@ -10,7 +10,6 @@ import sys
 import pytest
 import status
 from conftest import composed
-from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 from synthetic import record
 
@@ -133,8 +132,7 @@ def test_status_counts_done_running_failed_and_missing(mine, capsys, tmp_path):
     running(of, 1, os.getpid())
     failed(of, 2)
     running(of, 3, dead_pid())
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        status.show("mplora_table2", overrides)
+    status.show("mplora_table2", overrides)
     line, total = capsys.readouterr().out.strip().splitlines()
     assert line.split("  ")[-5:] == [of.name, "done [0]", "running [1]", "failed [2]", "missing [3, 4]"]
     assert line.startswith("task=mrpc method=mplora method.r=8 method.n=2 results_dir=")
