@@ -9,11 +9,24 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from melora_bench.files import sha256_file, write_atomic
+from melora_bench.methods.base import AdapterLayer, ReplicatedLinear
+from melora_bench.methods.interchange import from_peft
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The trained tensors by name, each with its leading replica axis."""
+    """The trained tensors by name, those of adapter and head layers with their leading replica axis."""
     return {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+
+def adapter_tensors(model: nn.Module, replica: int | slice = slice(None)) -> dict[str, Tensor]:
+    """What a run made or trains, by name, sharing memory with the model: the tensors of adapter and head layers, and a
+    backbone's trained ones. `replica` picks one seed's, without the replica axis (which a backbone's tensors lack)."""
+    found = {}
+    for prefix, module in model.named_modules():
+        if isinstance(module, AdapterLayer | ReplicatedLinear):
+            own = module.state_dict(prefix=f"{prefix}.")
+            found |= {name: value[replica] for name, value in own.items() if not name.startswith(f"{prefix}.base.")}
+    return found | {name: value.detach() for name, value in trainable(model).items() if name not in found}
 
 
 def save_checkpoint(path: Path, state: dict) -> None:
@@ -31,8 +44,32 @@ def load_checkpoint(path: Path) -> dict:
 
 def save_adapter(path: Path, model: nn.Module, replica: int, about: dict) -> None:
     """One seed's adapters and head, float32, without the replica axis; `about` travels as JSON in the metadata."""
-    tensors = {name: value[replica].detach().float().cpu().clone() for name, value in trainable(model).items()}
+    tensors = {name: value.float().cpu().clone() for name, value in adapter_tensors(model, replica).items()}
     write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata={"melora_bench": json.dumps(about)}))
+
+
+def about(path: Path) -> dict:
+    """The account that `save_adapter` stored; {} for a file from elsewhere. Raises ValueError for an unreadable file."""
+    return _read(path)[1]
+
+
+def load_tensors(model: nn.Module, replica: int, path: Path, *, without: str = "") -> None:
+    """Copy an adapter file into one replica, except what lies below the module `without`.
+
+    Raises ValueError for a file of other tensors or shapes, before anything is copied.
+    """
+    tensors, wanted = (
+        {name: value for name, value in found.items() if not name.startswith(f"{without}.")}
+        for found in (_read(path)[0], adapter_tensors(model, replica))
+    )
+    if tensors.keys() != wanted.keys():
+        odd = min(tensors.keys() ^ wanted.keys())
+        raise ValueError(f"{path} is another method's adapter or another backbone's ({odd})")
+    for name, value in wanted.items():
+        if tensors[name].shape != value.shape:
+            raise ValueError(f"{name} is {tuple(tensors[name].shape)} in {path}, here {tuple(value.shape)}")
+    for name, value in wanted.items():
+        value.copy_(tensors[name])
 
 
 def load_adapter(model: nn.Module, head: str, replica: int, path: Path) -> dict:
@@ -42,25 +79,40 @@ def load_adapter(model: nn.Module, head: str, replica: int, path: Path) -> dict:
     """
     if not path.is_file():
         raise ValueError(f"init_from: {path} does not exist; name a finished run as <experiment>/<task>/<method>-<hash> "
-                         "with an adapter of each seed, or its folder")  # fmt: skip
+                         "with an adapter of each seed, its folder, or a PEFT LoRA adapter's")  # fmt: skip
     try:
-        file = safe_open(path, "pt")
-    except Exception as error:
-        raise ValueError(f"init_from: {path} is not a readable adapter ({error})") from error
-    wanted = {name: value for name, value in trainable(model).items() if not name.startswith(f"{head}.")}
-    with file:
-        found = {name for name in file.keys() if not name.startswith(f"{head}.")}  # noqa: SIM118 (not a dict)
-        if found != set(wanted):
-            odd = sorted(found ^ set(wanted))[0]
-            raise ValueError(f"init_from: {path} is another method's adapter or another backbone's ({odd})")
-        for name, value in wanted.items():
-            source: Tensor = file.get_tensor(name)
-            if source.shape != value.shape[1:]:
-                raise ValueError(f"init_from: {name} is {tuple(source.shape)} in {path}, here {tuple(value.shape[1:])}")
-            value.data[replica] = source
-        about = json.loads((file.metadata() or {}).get("melora_bench", "{}"))
-        if about and about["epoch"] < about["config"]["epochs"]:
+        source = about(path)
+        if source and source["epoch"] < source["config"]["epochs"]:
             raise ValueError(
-                f"init_from: {path} is of an unfinished run (epoch {about['epoch']} of {about['config']['epochs']})"
+                f"{path} is of an unfinished run (epoch {source['epoch']} of {source['config']['epochs']})"
             )
-    return {"sha256": sha256_file(path), "run_id": about.get("run_id")}
+        load_tensors(model, replica, path, without=head)
+    except ValueError as error:
+        raise ValueError(f"init_from: {error}") from error
+    return {"sha256": sha256_file(path), "run_id": source.get("run_id")}
+
+
+def load_peft(layers: dict[str, AdapterLayer], replica: int, folder: Path) -> dict:
+    """Start one replica at a PEFT LoRA adapter's update. Returns what `load_adapter` does; raises ValueError likewise."""
+    path = folder / "adapter_model.safetensors"
+    try:
+        if not path.is_file():
+            raise ValueError("holds no adapter_model.safetensors: save it with peft's save_pretrained")
+        try:
+            config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"has an adapter_config.json that is not JSON ({error})") from error
+        from_peft(config, _read(path)[0], layers, replica)
+    except ValueError as error:
+        raise ValueError(f"init_from: {folder} {error}") from error
+    return {"sha256": sha256_file(path), "run_id": None}
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """The tensors, and the account of `save_adapter`."""
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return tensors, json.loads((file.metadata() or {}).get("melora_bench", "{}"))
+    except Exception as error:  # safetensors raises its own
+        raise ValueError(f"{path} is not a readable adapter ({error})") from error

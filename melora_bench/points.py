@@ -1,5 +1,6 @@
 """One point of a grid: a resolved config, its identity, and its place among records and outputs."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from melora_bench import records
@@ -32,6 +35,21 @@ def compose_run(overrides: list[str]) -> tuple[DictConfig, dict]:
     with initialize_config_dir(str(records.ROOT / "configs"), version_base="1.3"):
         cfg = compose("train", overrides, return_hydra_config=True)
     return OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), dict(cfg.hydra.runtime.choices)
+
+
+def build(config: dict, group: str):
+    """The object of a config group. Raises ValueError for a key that its class does not have."""
+    known = {item.name for item in dataclasses.fields(get_class(config["_target_"])) if item.init}
+    odd = set(config) - known - {"_target_"}
+    if odd:
+        raise ValueError(f"{group}.{min(odd)} is no key of this {group}: it has {', '.join(sorted(known))}")
+    try:
+        return instantiate(config, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, ValueError):
+            raise ValueError(str(cause)) from error
+        raise ValueError(f"{group}: {cause}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

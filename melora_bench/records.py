@@ -12,8 +12,8 @@ from melora_bench.files import sha256_json, write_text
 
 SCHEMA = 1
 ROOT = Path(__file__).resolve().parent.parent
-# What a run's identity leaves out: seeds, the place of files, and what does not change numbers.
-NOT_IDENTITY = {"seeds", "experiment", "table", "results_dir", "output_dir", "tracker", "_target_"}
+# What a run's identity leaves out: seeds, the place of files, what does not change numbers, and what `method` repeats.
+NOT_IDENTITY = {"seeds", "experiment", "table", "results_dir", "output_dir", "tracker", "per_method", "_target_"}
 PATHS = {("data", "root"), ("backbone", "path")}
 
 

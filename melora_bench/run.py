@@ -1,6 +1,5 @@
 """Running one point: which seeds are still to be done, training them side by side, one record for each."""
 
-import dataclasses
 import datetime
 import importlib.util
 import json
@@ -17,13 +16,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import broadcast_object_list
 from hydra.errors import CompactHydraException, InstantiationException
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from melora_bench import checkpoints, records
 from melora_bench.batches import TrainBatches
 from melora_bench.files import write_text
-from melora_bench.points import Point
+from melora_bench.points import Point, build
 from melora_bench.progress import RunProgress
 from melora_bench.training import Trainer
 
@@ -48,7 +47,9 @@ def run(cfg: DictConfig, choices: dict) -> list[Path]:
             log.info(
                 "skip  %s %s  seeds %s are recorded: %s", point.choices["task"], point.name, done, point.record(done[0])
             )
-        return _Run(point, todo).execute() if todo else []
+        packs = get_class(point.config["method"]["_target_"]).packs
+        waves = [todo] if packs and todo else [[seed] for seed in todo]
+        return [path for seeds in waves for path in _Run(point, seeds).execute()]
     except Exception as error:
         expected = isinstance(error, ValueError | InstantiationException)
         line = _one_line(error) if expected else f"{type(error).__name__}: {_one_line(error)}"
@@ -87,7 +88,7 @@ class _Run:
             project_dir=config["output_dir"],
         )
         self.method, self.task, self.backbone, source = (
-            _build(config[group], group) for group in ("method", "task", "backbone", "data")
+            build(config[group], group) for group in ("method", "task", "backbone", "data")
         )
         limits = {key: config[key] for key in ("max_length", "max_train_rows", "max_eval_rows")}
         self.data = self.task.load(source, self.backbone.tokenizer(), **limits)
@@ -111,7 +112,8 @@ class _Run:
                              f"backbone {self.backbone.name} reads {most}: lower it to that")  # fmt: skip
         self.method.attach(model, head, seeds, config["epochs"] * self.batches.steps_per_epoch)
         self.starts = [self._start(model, k, seed) for k, seed in enumerate(seeds)]
-        numbers = {name: value[0].numel() for name, value in checkpoints.trainable(model).items()}
+        one = checkpoints.adapter_tensors(model, 0)
+        numbers = {name: one[name].numel() for name in checkpoints.trainable(model)}
         in_head = sum(count for name, count in numbers.items() if name.startswith(f"{head}."))
         total = sum(numbers.values())
         self.params = {"total": total, "adapter": total - in_head, "head": in_head}
@@ -168,6 +170,13 @@ class _Run:
         return paths
 
     @property
+    def _about(self) -> dict:
+        """What both the records and the adapter files say of the run."""
+        identity = self.point.identity
+        return {"choices": self.point.choices, "config": identity, "config_hash": records.config_hash(identity),
+                "git": self.git, "model": self.origin}  # fmt: skip
+
+    @property
     def _seconds(self) -> float:
         return self.seconds_before + time.perf_counter() - self.clock
 
@@ -176,6 +185,8 @@ class _Run:
         if source is None:
             return None
         folder = Path(source) if Path(source).is_dir() else Path(self.config["output_dir"], "runs", f"{source}-s{seed}")
+        if (folder / "adapter_config.json").is_file():
+            return {"source": source, **checkpoints.load_peft(self.method.layers, k, folder)}
         return {"source": source, **checkpoints.load_adapter(model, self.backbone.head, k, folder / "last.safetensors")}
 
     def _resume(self, checkpoint: Path) -> None:
@@ -211,8 +222,7 @@ class _Run:
             if not history or history[-1]["epoch"] != self.trainer.epoch:
                 continue
             values = [entry["metrics"][self.task.metric] for entry in history]
-            about = {"run_id": self.point.run_id(seed), "seed": seed, "config": self.point.identity,
-                     "choices": self.point.choices, **history[-1]}  # fmt: skip
+            about = {**self._about, "run_id": self.point.run_id(seed), "seed": seed, **history[-1]}
             folder = self.point.output(seed)
             checkpoints.save_adapter(folder / "last.safetensors", model, k, about)
             if values[-1] > max(values[:-1], default=-float("inf")):
@@ -221,13 +231,9 @@ class _Run:
     def _write_records(self) -> list[Path]:
         cuda = self.accelerator.device.type == "cuda"
         shared = {
-            "choices": self.point.choices,
+            **self._about,
             "versions": {"method": self.method.version, "task": self.task.version},
-            "config": self.point.identity,
-            "config_hash": records.config_hash(self.point.identity),
-            "git": self.git,
             "env": records.environment(self.accelerator, self.config["precision"]),
-            "model": self.origin,
             "data": self.data,
             "params": self.params,
             "metric": self.task.metric,
@@ -261,25 +267,15 @@ class _Run:
         good = [records.load(path) for path in paths]
         scores = " ".join(f"{records.best_epoch(record)['metrics'][record.metric]:.4f}" for record in good) or "none"
         speed = sum(record.rows_per_second for record in good)
+        files = [self.point.output(record.seed) / f"{kind}.safetensors" for record in good for kind in ("best", "last")]
+        sizes = sum(file.stat().st_size for file in files) / 1e6
         where = str(paths[0]).replace(f"-s{good[0].seed}.json", "-s*.json") if good else "no record"
         log.info("done  %s %s  %d of %d seeds  best %s %s  %s adapter parameters  %.0f rows/s  %.0f s  %s", self.task.name,
                  self.point.name, len(good), len(self.seeds), self.task.metric, scores, f"{self.params['adapter']:,}",
                  speed, self._seconds, where)  # fmt: skip
-
-
-def _build(config: dict, group: str):
-    """The object of a config group. Raises ValueError for a key that its class does not have."""
-    known = {item.name for item in dataclasses.fields(get_class(config["_target_"])) if item.init}
-    odd = set(config) - known - {"_target_"}
-    if odd:
-        raise ValueError(f"{group}.{min(odd)} is no key of this {group}: it has {', '.join(sorted(known))}")
-    try:
-        return instantiate(config, _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, ValueError):
-            raise ValueError(str(cause)) from error
-        raise ValueError(f"{group}: {cause}") from error
+        if files:
+            log.info("adapters  best and last epoch, %d files, %.1f MB: %s", len(files), sizes,
+                     str(files[0].parent).replace(f"-s{good[0].seed}", "-s*"))  # fmt: skip
 
 
 def _flat(config: dict, prefix: str = "") -> dict:

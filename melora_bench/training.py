@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
 
 from melora_bench.batches import TrainBatches, evaluation_batches
-from melora_bench.checkpoints import trainable
+from melora_bench.checkpoints import adapter_tensors, trainable
 from melora_bench.methods.base import Method
 from melora_bench.seeding import derive
 
@@ -96,6 +96,8 @@ class Trainer:
         losses = totals.T.tolist()  # waits for the device: training ends here
         trained = time.perf_counter()
         scores = self.evaluate()
+        if self.epoch == self.epochs:
+            self.method.after_training(self.evaluate)
         entry = {"epoch": self.epoch, "step": step, "lr": self.rate}
         for k, (loss, penalty) in enumerate(losses):
             if scores[k] is None:
@@ -140,7 +142,7 @@ class Trainer:
             "epoch": self.epoch,
             "history": self.history,
             "failed_at": self.guard.failed_at.cpu(),
-            "params": {name: value.detach().cpu() for name, value in trainable(self.plain_model).items()},
+            "params": {name: value.cpu() for name, value in adapter_tensors(self.plain_model).items()},
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
@@ -150,8 +152,8 @@ class Trainer:
     def load_state_dict(self, state: dict) -> None:
         self.epoch, self.history = state["epoch"], state["history"]
         self.guard.failed_at.copy_(state["failed_at"])
-        for name, value in trainable(self.plain_model).items():
-            value.data.copy_(state["params"][name])
+        for name, value in adapter_tensors(self.plain_model).items():
+            value.copy_(state["params"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         if self.accelerator.scaler:
@@ -188,7 +190,7 @@ class ReplicaGuard:
     def clip(self, optimizer) -> None:
         """Scale each replica's gradient to at most `max_norm`; a stopped replica's to 0 before fp16's overflow check."""
         dead = self.failed_at >= 0
-        grads = [param.grad.flatten(1) for param in self.params]
+        grads = [param.grad.view(len(dead), -1) for param in self.params]
         for grad in grads:
             grad.masked_fill_(dead[:, None], 0.0)
         self.accelerator.unscale_gradients(optimizer)

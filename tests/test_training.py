@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import run_point
+from conftest import composed, run_point
 from safetensors.torch import load_file
 from test_contract import METHODS
 
@@ -44,7 +44,8 @@ def equal(one: dict, two: dict) -> bool:
 @pytest.mark.parametrize("method", METHODS)
 def test_packed_equals_separate(tiny_overrides, tmp_path, method):
     """Three seeds side by side give what each gives alone, to rounding, with dropout 0."""
-    dropout = ["backbone.dropout=0"] + ([] if method == "head" else ["method.lora_dropout=0"])
+    has_dropout = "lora_dropout" in composed([f"method={method}"]).method
+    dropout = ["backbone.dropout=0"] + has_dropout * ["method.lora_dropout=0"]
     common = [*tiny_overrides, *dropout, f"method={method}", "lr=0.01", "epochs=4"]
     packed = run_point([*common, "seeds=[0,1,2]"])
     together = adapters(tmp_path / "outputs")

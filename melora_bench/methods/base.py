@@ -8,6 +8,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,10 @@ class AdapterLayer(nn.Module):
         """Exact factors of the update, the scale folded in: B (R, d_out, k) and A (R, k, d_in)."""
         return self.B * self.scaling, self.A
 
+    def load_lora_factors(self, replica: int, B: Tensor, A: Tensor) -> None:
+        """Start one replica at the update B A, the scale folded in; raises ValueError where this form cannot hold it."""
+        raise ValueError(f"{type(self).__name__} cannot start from another method's factors")
+
     def delta_weight(self) -> Tensor:
         """(R, d_out, d_in): the change of the frozen weight that `update` amounts to, dropout aside."""
         B, A = self.lora_factors()
@@ -86,6 +91,7 @@ class Method:
     The training loop calls the hooks in the order in which they stand here, and knows nothing else of a method.
     """
 
+    packs: ClassVar[bool] = True  # False: one seed at a time, as its trained tensors have no replica axis
     version: int  # raised when a code change changes numbers; part of the config hash
     target_modules: list[str]  # name endings of the linear layers to adapt, as in PEFT
     layers: dict[str, AdapterLayer] = field(default_factory=dict, init=False, repr=False)
@@ -114,6 +120,9 @@ class Method:
 
     def after_optimizer_step(self, step: int) -> None:
         """After the step, while the gradients are still there (AdaLoRA prunes)."""
+
+    def after_training(self, evaluate: Callable[[], list[dict | None]]) -> None:
+        """Once, after the last step; `evaluate()` scores each replica as the layers stand (DyLoRA scores every rank)."""
 
     def report(self, replica: int) -> dict:
         """What to store in a replica's record after each epoch (the ranks in use, say)."""

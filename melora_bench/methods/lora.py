@@ -23,6 +23,13 @@ class LoRALayer(AdapterLayer):
         for A, source in zip(self.A.data, generators, strict=True):
             self.init(A, source)
 
+    def load_lora_factors(self, replica: int, B: Tensor, A: Tensor) -> None:
+        own = self.B[replica].shape, self.A[replica].shape
+        if (B.shape, A.shape) != own:
+            found, wanted = (" and ".join(str(tuple(shape)) for shape in pair) for pair in ((B.shape, A.shape), own))
+            raise ValueError(f"factors of shapes {found} do not fit, this method's are {wanted}")
+        self.A.data[replica], self.B.data[replica] = A, B / self.scaling
+
     def update(self, x: Tensor) -> Tensor:
         return (self.dropout(x) @ self.A.mT * self.scaling) @ self.B.mT
 

@@ -5,24 +5,29 @@ import copy
 import pytest
 import torch
 from conftest import composed
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from melora_bench.checkpoints import trainable
+from melora_bench.checkpoints import adapter_tensors, trainable
 from melora_bench.methods.base import AdapterLayer, ReplicatedLinear, merge
 from melora_bench.records import ROOT
 
 METHODS = sorted(path.stem for path in (ROOT / "configs" / "method").glob("*.yaml"))
-SEEDS = [3, 5]
+PACKING = [name for name in METHODS if get_class(composed([f"method={name}"]).method._target_).packs]
 
 
-def build(folder, name: str, seeds: list[int] = SEEDS, *overrides: str) -> tuple[nn.Module, object]:
+def seeds_of(name: str) -> list[int]:
+    """Two seeds, or one for a method that cannot train two side by side."""
+    return [3, 5] if name in PACKING else [5]
+
+
+def build(folder, name: str, seeds: list[int] | None = None, *overrides: str) -> tuple[nn.Module, object]:
     """The tiny model with a method attached, dropout off."""
     cfg = composed(["backbone=roberta_base", f"method={name}", *overrides])
     method = instantiate(cfg.method, _convert_="all")
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
-    method.attach(model, "classifier", seeds, total_steps=100)
+    method.attach(model, "classifier", seeds or seeds_of(name), total_steps=100)
     return model.eval(), method
 
 
@@ -33,10 +38,10 @@ def inputs(replicas: int = 2, rows: int = 3) -> dict[str, torch.Tensor]:
 
 
 def disturb(model: nn.Module) -> None:
-    """Move every trained tensor away from its initial value."""
+    """Move every tensor that a run could change away from its initial value."""
     source = torch.Generator().manual_seed(1)
-    for value in trainable(model).values():
-        value.data += 0.3 * torch.randn(value.shape, generator=source)
+    for value in adapter_tensors(model).values():
+        value += 0.3 * torch.randn(value.shape, generator=source)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -44,14 +49,15 @@ def test_start_equals_the_base_model(tiny_roberta, name):
     """At the start every replica computes exactly what the backbone under its own head does."""
     model, _ = build(tiny_roberta, name)
     plain = AutoModelForSequenceClassification.from_pretrained(tiny_roberta, num_labels=2).eval()
-    for k in range(2):
+    x = inputs(len(seeds_of(name)))
+    for k in range(len(seeds_of(name))):
         for part, module in model.classifier.named_modules():
             if isinstance(module, ReplicatedLinear):
                 target = plain.classifier.get_submodule(part)
                 target.weight.data, target.bias.data = module.weight[k].data, module.bias[k].data
         rows = slice(3 * k, 3 * k + 3)
-        assert torch.equal(model.roberta(**inputs())[0], plain.roberta(**inputs())[0])
-        assert torch.allclose(model(**inputs()).logits[rows], plain(**inputs(1)).logits, atol=1e-6)
+        assert torch.equal(model.roberta(**x)[0], plain.roberta(**x)[0])
+        assert torch.allclose(model(**x).logits[rows], plain(**inputs(1)).logits, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -60,14 +66,16 @@ def test_only_adapters_and_head_are_trained(tiny_roberta, name):
     model, method = build(tiny_roberta, name)
     disturb(model)
     before = copy.deepcopy(model.state_dict())
-    trained = trainable(model)
-    assert all(name.startswith("classifier.") or ".self." in name for name in trained)
+    trained, replicas = trainable(model), len(seeds_of(name))
+    frozen = AutoModelForSequenceClassification.from_pretrained(tiny_roberta, num_labels=2).roberta
+    if name in PACKING:
+        assert not set(trained) & {f"roberta.{key}" for key, _ in frozen.named_parameters()}
     optimizer = torch.optim.AdamW(trained.values(), lr=0.1)
     method.before_forward(0)
-    (model(**inputs()).logits.square().sum() + torch.as_tensor(method.penalty()).sum()).backward()
+    (model(**inputs(replicas)).logits.square().sum() + torch.as_tensor(method.penalty()).sum()).backward()
     for key, value in model.named_parameters():
         assert (value.grad is not None) == (key in trained), key
-        assert key not in trained or value.grad.flatten(1).abs().sum(1).gt(0).all(), key
+        assert key not in trained or value.grad.view(replicas, -1).abs().sum(1).gt(0).all(), key
     optimizer.step()
     method.after_optimizer_step(0)
     changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
@@ -79,8 +87,9 @@ def test_merged_equals_unmerged(tiny_roberta, name):
     """A replica's merged plain model gives its logits, and holds plain layers only."""
     model, _ = build(tiny_roberta, name)
     disturb(model)
-    packed = model(**inputs()).logits.view(2, 3, 2)
-    for k in range(2):
+    replicas = len(seeds_of(name))
+    packed = model(**inputs(replicas)).logits.view(replicas, 3, 2)
+    for k in range(replicas):
         plain = merge(model, k)
         assert not any(isinstance(module, AdapterLayer | ReplicatedLinear) for module in plain.modules())
         assert torch.allclose(plain(**inputs(1)).logits, packed[k], atol=1e-5)
@@ -103,19 +112,20 @@ def test_update_is_delta_weight_is_its_factors(tiny_roberta, name):
 def test_initial_values_depend_on_the_seed_alone(tiny_roberta, name):
     """Seed 5 starts alike alone, beside seed 3 and whatever the global generator holds; its head alike in every method."""
     torch.manual_seed(123)
-    pair = trainable(build(tiny_roberta, name, [3, 5])[0])
+    beside, _ = build(tiny_roberta, name)
+    last = len(seeds_of(name)) - 1
     torch.manual_seed(456)
-    alone = trainable(build(tiny_roberta, name, [5])[0])
-    other = trainable(build(tiny_roberta, "lora", [5, 9])[0])
-    assert pair.keys() == alone.keys()
-    for key, value in pair.items():
-        assert torch.equal(value[1], alone[key][0])
+    alone = adapter_tensors(build(tiny_roberta, name, [5])[0], 0)
+    other = adapter_tensors(build(tiny_roberta, "lora", [5, 9])[0])
+    assert adapter_tensors(beside, last).keys() == alone.keys()
+    for key, value in adapter_tensors(beside, last).items():
+        assert torch.equal(value, alone[key])
         if key.startswith("classifier."):
-            assert torch.equal(value[1], other[key][0])
-            assert key.endswith("bias") or not torch.equal(value[0], value[1])
+            assert torch.equal(value, other[key][0])
+            assert key.endswith("bias") or not torch.equal(value, other[key][1])
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", PACKING)
 def test_replicas_do_not_touch_each_other(tiny_roberta, name):
     """NaN in one replica's rows or weights leaves the other replica's loss and gradients bit-equal."""
     grads = []
@@ -139,7 +149,7 @@ def test_method_file_is_one_screen(name):
 
 
 def test_targets_are_matched_by_name_ending(tiny_roberta):
-    _, method = build(tiny_roberta, "lora", SEEDS, "method.target_modules=[self.query,output.dense]")
+    _, method = build(tiny_roberta, "lora", None, "method.target_modules=[self.query,output.dense]")
     adapted = sorted(name.split("layer.")[1] for name in method.layers)
     assert adapted == ["0.attention.output.dense", "0.attention.self.query", "0.output.dense",
                        "1.attention.output.dense", "1.attention.self.query", "1.output.dense"]  # fmt: skip

@@ -1,0 +1,208 @@
+"""A finished run as a PEFT LoRA adapter folder, or merged into a plain transformers checkpoint."""
+
+import importlib.util
+import inspect
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import AutoModelForSequenceClassification
+
+from melora_bench import checkpoints, records
+from melora_bench.files import write_text
+from melora_bench.methods.base import Method, merge
+from melora_bench.methods.interchange import PREFIX, to_peft
+from melora_bench.points import build, compose_run
+
+TOLERANCE = 1e-4  # of logits, float32
+
+
+@dataclass(kw_only=True)
+class Trained:
+    """One seed of a run, built anew from its adapter file."""
+
+    about: (
+        dict  # the file's own account: run_id, seed, config, choices, git, model, and the epoch's entry of the record
+    )
+    model: nn.Module
+    method: Method
+    backbone: object
+    num_labels: int
+
+
+def find(run: str, which: str, output_dir: str) -> list[Path]:
+    """The adapter files that `run` names: a record, an adapter file, or <experiment>/<task>/<method>-<hash> with or
+    without -s<seed>. Raises ValueError when there is none."""
+    if which not in ("best", "last"):
+        raise ValueError(f"which={which!r} is unknown: use best or last")
+    if run.endswith(".safetensors"):
+        files = [Path(run)]
+    else:
+        name = records.load(_existing(run)).run_id if run.endswith(".json") else run
+        runs = Path(output_dir, "runs")
+        files = [runs / name / f"{which}.safetensors"]
+        if not files[0].exists():
+            files = sorted(runs.glob(f"{name}-s*/{which}.safetensors")) or files
+    return [_existing(file) for file in files]
+
+
+def load(path: Path, backbone_path: str | None = None) -> Trained:
+    """Build the model that an adapter file belongs to, and load it. Raises ValueError when the weights are not those."""
+    about = checkpoints.about(path)
+    if "model" not in about:
+        raise ValueError(f"{path} does not say which run it is of: it was not written by scripts/train.py")
+    composed, _ = compose_run([f"{group}={about['choices'][group]}" for group in ("method", "task", "backbone")])
+    parts = {group: {**about["config"][group], "_target_": composed[group]["_target_"]}
+             for group in ("method", "task", "backbone")}  # fmt: skip
+    backbone = build({**parts["backbone"], "path": backbone_path}, "backbone")
+    if backbone.origin()["sha256"] != about["model"]["sha256"]:
+        raise ValueError(
+            f"{path} was trained on other weights than {backbone.folder[0]} holds: name theirs with backbone.path=DIR"
+        )
+    method, num_labels = build(parts["method"], "method"), parts["task"]["num_labels"]
+    model = backbone.model(num_labels)
+    total_steps = about["step"] // about["epoch"] * about["config"]["epochs"]
+    method.attach(model, backbone.head, [about["seed"]], total_steps)
+    checkpoints.load_tensors(model, 0, path)
+    return Trained(about=about, model=model.eval(), method=method, backbone=backbone, num_labels=num_labels)
+
+
+def export(
+    run: str, to: str, *, which: str, merged: bool, output_dir: str, backbone_path: str | None
+) -> dict[Path, float | None]:
+    """Write one folder per seed that `run` names: `to` for one, `to`/s<seed> for several.
+
+    Returns the folders, each with `difference`. Raises ValueError when nothing is found, a folder is not empty, or a
+    method has no adapter to write.
+    """
+    files = find(run, which, output_dir)
+    folders = [Path(to)] if len(files) == 1 else [Path(to, f"s{checkpoints.about(file)['seed']}") for file in files]
+    for folder in folders:
+        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise ValueError(f"to={folder} exists: name a new folder")
+    return {folder: _write_whole(folder, load(file, backbone_path), merged)
+            for file, folder in zip(files, folders, strict=True)}  # fmt: skip
+
+
+def difference(trained: Trained, folder: Path, merged: bool) -> float | None:
+    """The largest difference between our logits and a stock library's that loads `folder`; None without peft."""
+    if not merged and not importlib.util.find_spec("peft"):
+        return None
+    if merged:
+        stock = AutoModelForSequenceClassification.from_pretrained(folder)
+    else:
+        import peft
+
+        stock = peft.PeftModel.from_pretrained(trained.backbone.model(trained.num_labels), folder)
+    source = torch.Generator().manual_seed(0)
+    ids = torch.randint(trained.model.config.vocab_size, (4, 16), generator=source)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with torch.no_grad():
+        return (stock.eval()(**inputs).logits - trained.model(**inputs).logits).abs().max().item()
+
+
+def write_adapter(trained: Trained, folder: Path) -> None:
+    """adapter_config.json, adapter_model.safetensors (float32, head included) and README.md, for peft.PeftModel."""
+    head, backbone = trained.backbone.head, trained.backbone
+    tensors = checkpoints.adapter_tensors(trained.model, 0)
+    if any(not name.startswith((f"{head}.", *trained.method.layers)) for name in tensors):
+        raise ValueError(
+            f"{trained.about['run_id']} changed the backbone itself, it has no adapter: export it with merged=true"
+        )
+    config, factors = to_peft(trained.method.layers, 0)
+    factors |= {f"{PREFIX}{name}": value.float().cpu().contiguous() for name, value in tensors.items()
+                if name.startswith(f"{head}.")}  # fmt: skip
+    save_file(factors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    base, commit = (backbone.repo, backbone.folder[1]) if backbone.folder[1] else (str(backbone.folder[0]), None)
+    config |= {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS",
+        "modules_to_save": [head],
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+        "base_model_name_or_path": base,
+        "revision": commit,
+    }
+    write_text(folder / "adapter_config.json", json.dumps(config, indent=2) + "\n")
+    loading = f"""from peft import AutoPeftModelForSequenceClassification
+
+model = AutoPeftModelForSequenceClassification.from_pretrained("this folder", num_labels={trained.num_labels}).eval()"""
+    write_text(folder / "README.md", card(trained, "peft", base, loading))
+
+
+def write_merged(trained: Trained, folder: Path) -> None:
+    """A checkpoint that transformers loads by itself, with the tokenizer and README.md."""
+    merge(trained.model, 0).save_pretrained(folder)
+    trained.backbone.tokenizer().save_pretrained(folder)
+    loading = """from transformers import AutoModelForSequenceClassification
+
+model = AutoModelForSequenceClassification.from_pretrained("this folder").eval()"""
+    base = trained.backbone.repo or str(trained.backbone.folder[0])
+    write_text(folder / "README.md", card(trained, "transformers", base, loading))
+
+
+def card(trained: Trained, library: str, base: str, loading: str) -> str:
+    """The model card: which run this is, how it scored, how to load it."""
+    about, target = trained.about, type(trained.method)
+    source = inspect.getdoc(inspect.getmodule(target)).splitlines()[0]
+    settings = {key: value for key, value in about["config"]["method"].items() if key != "version"}
+    commit = (about["git"]["commit"] or "unknown") + (" with local changes" if about["git"]["dirty"] else "")
+    rows = {
+        "method": source,
+        "settings": ", ".join(f"{key} {value}" for key, value in settings.items()),
+        "backbone": f"{about['model']['name']}, weights sha256 {about['model']['sha256']}",
+        "task": about["choices"]["task"],
+        "seed": about["seed"],
+        "epoch": f"{about['epoch']} of {about['config']['epochs']}",
+        "scores on the evaluation set": ", ".join(f"{key} {value:.4f}" for key, value in about["metrics"].items()),
+        "run": f"{about['run_id']}, config hash {about['config_hash']}",
+        "melora_bench commit": commit,
+    }
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    return f"""---
+library_name: {library}
+base_model: {base}
+---
+
+# {about["choices"]["method"]} on {about["choices"]["task"]}
+
+| | |
+| --- | --- |
+{table}
+
+```python
+{loading}
+```
+"""
+
+
+def _existing(path: str | Path) -> Path:
+    if not Path(path).is_file():
+        raise ValueError(f"{path} does not exist: run= takes a record, an adapter file, or "
+                         "<experiment>/<task>/<method>-<hash>[-s<seed>] with adapters under output_dir")  # fmt: skip
+    return Path(path)
+
+
+def _write_whole(folder: Path, trained: Trained, merged: bool) -> float | None:
+    """Fill a temporary folder, load it with a stock library, compare, and only then rename it to `folder`."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        (write_merged if merged else write_adapter)(trained, temporary)
+        found = difference(trained, temporary, merged)
+        if found is not None and not found < TOLERANCE:
+            raise ValueError(
+                f"{trained.about['run_id']}: a stock library's logits differ from ours by {found:.1e}: nothing written"
+            )
+        temporary.chmod(0o755)
+        os.replace(temporary, folder)
+        return found
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,21 @@
+"""LoRA-FA: LoRA with A frozen. Zhang et al., 2023. https://arxiv.org/abs/2308.03303"""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from melora_bench.methods.lora import LoRA, LoRALayer
+
+
+@dataclass(kw_only=True)
+class LoRAFA(LoRA):
+    """h = W x + s B A drop(x), A (R, r, d_in) drawn once and frozen, B (R, d_out, r) trained from 0; s = alpha / r.
+
+    The update stays in the row space of the first A. Departures from the paper: A is drawn as LoRA's (`init_a`), not
+    Gaussian. The optimizer is plain AdamW on B, as in the paper, not the projected gradient of PEFT's LoraFAOptimizer.
+    """
+
+    def make_layer(self, base: nn.Linear, replicas: int) -> LoRALayer:
+        layer = super().make_layer(base, replicas)
+        layer.A.requires_grad_(False)
+        return layer

@@ -1,0 +1,72 @@
+"""VeRA: Vector-based Random Matrix Adaptation. Kopiczko et al., ICLR 2024. https://arxiv.org/abs/2310.11454"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from melora_bench.methods.base import AdapterLayer, Method, require_positive
+from melora_bench.seeding import generator
+
+
+class VeRALayer(AdapterLayer):
+    """h = W x + diag(b) B diag(d) A drop(x): vectors d (R, r) and b (R, d_out) trained, d from d_initial, b from 0.
+
+    A (R, r, >= d_in) and B (R, >= d_out, r) are random, frozen and the same in all layers, which use their first
+    columns and rows.
+    """
+
+    def __init__(self, base: nn.Linear, replicas: int, *, r: int, lora_dropout: float, d_initial: float) -> None:
+        super().__init__(base, replicas)
+        self.d = nn.Parameter(torch.full((replicas, r), float(d_initial)))
+        self.b = nn.Parameter(torch.zeros(replicas, base.out_features))
+        self.dropout = nn.Dropout(lora_dropout)
+
+    def reset_parameters(self, generators: list[torch.Generator]) -> None:
+        """Nothing of a layer's own is random."""
+
+    def share(self, A: Tensor, B: Tensor, keeps: bool) -> None:
+        """Take the common projections; the layer that `keeps` them has them in its state_dict."""
+        self.register_buffer("A", A, persistent=keeps)
+        self.register_buffer("B", B, persistent=keeps)
+
+    def update(self, x: Tensor) -> Tensor:
+        A, B = self.A[:, :, : self.base.in_features], self.B[:, : self.base.out_features]
+        return ((self.dropout(x) @ A.mT * self.d.unsqueeze(1)) @ B.mT) * self.b.unsqueeze(1)
+
+    def lora_factors(self) -> tuple[Tensor, Tensor]:
+        A, B = self.A[:, :, : self.base.in_features], self.B[:, : self.base.out_features]
+        return B * self.b.unsqueeze(2), A * self.d.unsqueeze(2)
+
+
+@dataclass(kw_only=True)
+class VeRA(Method):
+    """Trains r + d_out numbers per layer; the rank of the update is min(r, d_in, d_out).
+
+    Departures from the paper: none known. Each seed draws its own projections (PEFT draws one for all seeds), so that
+    the spread over seeds includes theirs.
+    """
+
+    r: int
+    lora_dropout: float
+    d_initial: float
+
+    def __post_init__(self) -> None:
+        require_positive(**{"method.r": self.r})
+
+    def make_layer(self, base: nn.Linear, replicas: int) -> VeRALayer:
+        return VeRALayer(base, replicas, r=self.r, lora_dropout=self.lora_dropout, d_initial=self.d_initial)
+
+    def attach(self, model: nn.Module, head: str, seeds: list[int], total_steps: int) -> None:
+        super().attach(model, head, seeds, total_steps)
+        bases = [layer.base for layer in self.layers.values()]
+        A = torch.empty(len(seeds), self.r, max(base.in_features for base in bases))
+        B = torch.empty(len(seeds), max(base.out_features for base in bases), self.r)
+        for k, seed in enumerate(seeds):
+            source = generator(seed, "adapter", "projections")
+            for matrix in (A[k], B[k]):  # Kaiming: U(-sqrt(6 / fan_in), sqrt(6 / fan_in)), as in the paper
+                bound = math.sqrt(6 / matrix.shape[1])
+                matrix.uniform_(-bound, bound, generator=source)
+        for number, layer in enumerate(self.layers.values()):
+            layer.share(A, B, keeps=number == 0)
