@@ -5,7 +5,7 @@ DONE := .venv/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock torch
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-gpu lint format check glue-sweep status tables bench lock
+.PHONY: help setup quickstart test test-gpu lint format check glue-sweep status tables docs bench lock
 
 help:  ## print every target
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -17,7 +17,7 @@ $(DONE): requirements.lock pyproject.toml
 	$(PIP) -e '.[dev]'
 	@touch $@
 
-quickstart: $(DONE)  ## train head, LoRA, MELoRA and MPLoRA on a laptop and print the table (minutes)
+quickstart: $(DONE)  ## train every method on a laptop and print the table (minutes)
 	$(BIN)/python scripts/train.py -m table=quickstart $(ARGS)
 	$(BIN)/python scripts/tables.py quickstart
 
@@ -49,6 +49,9 @@ status: $(DONE)  ## the points of a grid as done, running, failed, missing (TABL
 
 tables: $(DONE)  ## results/tables from the records under results/runs
 	$(BIN)/python scripts/tables.py
+
+docs: $(DONE)  ## docs/methods.md: facts of every method, counted and measured
+	$(BIN)/python scripts/methods.py
 
 bench: $(DONE)  ## rows per second: the floor, PEFT + Trainer, and ours, in one run
 	$(BIN)/python scripts/bench_training.py

@@ -6,13 +6,13 @@ import itertools
 def points(table: dict, overrides: list[str]) -> list[list[str]]:
     """The command-line overrides of every point of a table: rows x tasks, narrowed or changed by the user's overrides.
 
-    An override of the task, or of a key that some row lists, selects (`task=mrpc`, `method=melora`, `method.n=4,8`); any
-    other applies to every point. Raises ValueError when nothing is left, naming what there is.
+    An override of the task, the method, or a method's key that some row lists, selects (`task=mrpc`, `method=melora`,
+    `method.n=4,8`); any other applies to every point. Raises ValueError when nothing is left, naming what there is.
     """
-    listed = {key for row in table["rows"] for key in row["points"]} | {"task"}
+    listed = {key for row in table["rows"] for key in row["points"] if key.split(".")[0] == "method"} | {"task"}
     parsed = [override.partition("=") for override in overrides]
     select = {key: _values(value) for key, _, value in parsed if key in listed}
-    rest = [override for override, (key, _, _) in zip(overrides, parsed, strict=True) if key not in select]
+    rest = {key: override for override, (key, _, _) in zip(overrides, parsed, strict=True) if key not in select}
     for key, _, value in parsed:
         if key not in select and "," in value and value[0] not in "[{'\"":
             raise ValueError(
@@ -24,9 +24,13 @@ def points(table: dict, overrides: list[str]) -> list[list[str]]:
         choices = {key: [str(value) for value in as_list(values)] for key, values in grid.items()}
         if any(key not in choices for key in select):
             continue
-        kept = {key: [v for v in values if v in select.get(key, values)] for key, values in choices.items()}
+        kept = {
+            key: [v for v in values if v in select.get(key, values)]
+            for key, values in choices.items()
+            if key not in rest
+        }
         for values in itertools.product(*kept.values()):
-            found.append([f"{key}={value}" for key, value in zip(kept, values, strict=True)] + rest)
+            found.append([f"{key}={value}" for key, value in zip(kept, values, strict=True)] + list(rest.values()))
     if not found:
         there = {
             key: [v for row in table["rows"] for v in map(str, as_list(row["points"].get(key, [])))] for key in listed

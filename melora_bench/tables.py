@@ -139,9 +139,12 @@ def listed(row: dict, key: str | None) -> list[str]:
 def _settings(paper: str, task: str, method: str) -> dict:
     """The paper's settings by config key: its recipe, the method's YAML, and what it leaves alone."""
     folder = ROOT / "configs"
-    recipe = OmegaConf.to_container(OmegaConf.load(folder / "recipe" / paper / f"{task}.yaml"))
-    own = OmegaConf.to_container(OmegaConf.load(folder / "method" / f"{method}.yaml"))
-    own = {f"method.{key}": value for key, value in own.items() if key not in ("_target_", "version", "target_modules")}
+    recipe, own = (OmegaConf.load(folder / group) for group in (f"recipe/{paper}/{task}.yaml", f"method/{method}.yaml"))
+    for key in ("_target_", "version", "target_modules"):
+        del own[key]
+    recipe = OmegaConf.to_container(OmegaConf.merge(recipe, {"method": own}), resolve=True)
+    recipe.pop("per_method", None)  # the method's values have taken it up
+    own = {f"method.{key}": value for key, value in recipe.pop("method").items()}
     untouched = {"init_from": None, "max_train_rows": None, "max_eval_rows": None, "backbone.dropout": None}
     return recipe | own | untouched
 

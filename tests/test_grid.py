@@ -28,7 +28,7 @@ def grid(name: str, *overrides: str) -> list[list[str]]:
 @pytest.mark.parametrize(("name", "per_task", "tasks"), [
     ("melora_table2", 7, "mnli sst2 mrpc cola qnli qqp rte stsb"),
     ("mplora_table2", 7, "mrpc cola sst2 stsb qnli rte"),
-    ("quickstart", 8, "movie tweets"),
+    ("quickstart", 15, "movie tweets"),
 ])  # fmt: skip
 def test_a_table_is_its_rows_times_its_tasks(name, per_task, tasks):
     jobs = grid(name)
@@ -71,9 +71,14 @@ def test_a_point_in_full():
 
 def test_what_no_row_lists_is_appended_to_every_point():
     jobs = grid("quickstart", "lr=1e-3", "task=movie", "seeds=[0,1]", "+note=a=b")
-    assert len(jobs) == 8
+    assert len(jobs) == 15
     assert all(job[-3:] == ["lr=1e-3", "seeds=[0,1]", "+note=a=b"] for job in jobs)
     assert ["task=movie", "method=head", "lr=1e-3", "seeds=[0,1]", "+note=a=b"] in jobs
+
+
+def test_a_rows_own_value_of_what_does_not_select_is_replaced():
+    assert ["task=movie", "method=full", "recipe=finetune", "lr=0.0001"] in grid("quickstart")
+    assert ["task=movie", "method=full", "recipe=finetune", "lr=1"] in grid("quickstart", "lr=1")
 
 
 @pytest.mark.parametrize(("overrides", "message"), [

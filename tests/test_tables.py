@@ -11,7 +11,7 @@ import pytest
 from synthetic import record
 
 from melora_bench.published import Cell
-from melora_bench.tables import Score, collect, load_grid, regenerate, scores, verdict
+from melora_bench.tables import Score, _settings, collect, load_grid, regenerate, scores, verdict
 
 GOLDEN = Path(__file__).parent / "data" / "tables"
 TASKS = ["mrpc", "cola", "sst2", "stsb", "qnli", "rte"]
@@ -235,6 +235,14 @@ def test_a_row_without_adapters_has_a_table(tmp_path):
     )
     _, markdown = regenerate("quickstart", tmp_path)
     assert "| head only | 0 | 90.00 |" in markdown.read_text()
+
+
+def test_a_recipes_values_of_single_methods_count_as_the_papers():
+    """Delta-LoRA at the paper's K is comparable, at another it is not, and LoRA has no K to differ in."""
+    assert _settings("melora", "mrpc", "delta_lora")["method.start_step"] == 10
+    assert _settings("melora", "mnli", "delta_lora")["method.start_step"] is None
+    assert _settings("melora", "rte", "delta_lora")["method.warmup_ratio"] == 0.06
+    assert not [key for key in _settings("melora", "mrpc", "lora") if "start_step" in key or "per_method" in key]
 
 
 def test_values_without_a_common_seed_leave_the_cell_blank(tmp_path):

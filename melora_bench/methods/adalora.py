@@ -32,10 +32,8 @@ class AdaLoRALayer(AdapterLayer):
 
     def orthogonality(self) -> Tensor:
         """(2, R): ||P^T P - I||_F and ||Q Q^T - I||_F."""
-        identity = torch.eye(self.E.shape[1], device=self.E.device)
-        return torch.stack(
-            [(gram - identity).flatten(1).norm(dim=1) for gram in (self.P.mT @ self.P, self.Q @ self.Q.mT)]
-        )
+        grams = torch.stack([self.P.mT @ self.P, self.Q @ self.Q.mT])
+        return (grams - torch.eye(self.E.shape[1], device=self.E.device)).flatten(2).norm(dim=2)
 
 
 @dataclass(kw_only=True)
@@ -46,6 +44,12 @@ class AdaLoRA(Method):
     is E's plus the means of P's column and Q's row. The budget of triplets over all layers falls from init_r to target_r
     per layer by a cubic between the first and the last pruning; every `delta_t` steps the lowest have their E set to 0.
     They may grow again until the last pruning, which holds to the end. All of it is each replica's own.
+
+    Parameters: init_r * (d_in + d_out + 1)
+    Rank: init_r
+    Cost: init_r * (d_in + d_out)
+    Departures: none known; the schedule is given as shares of all steps.
+    Tested against: stock PEFT, 24 AdamW steps with pruning.
     """
 
     init_r: int
@@ -63,12 +67,10 @@ class AdaLoRA(Method):
     pruned: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)  # (R, r) by layer
 
     def __post_init__(self) -> None:
-        names = ("init_r", "target_r", "alpha", "delta_t")
-        require_positive(**{f"method.{name}": getattr(self, name) for name in names})
+        positive = {f"method.{key}": getattr(self, key) for key in ("init_r", "target_r", "alpha", "delta_t")}
+        require_positive(**positive)
         if self.target_r >= self.init_r:
-            raise ValueError(
-                f"method.target_r={self.target_r} must be below method.init_r={self.init_r}: nothing to prune"
-            )
+            raise ValueError(f"method.target_r={self.target_r} is not below init_r={self.init_r}: nothing to prune")
 
     def make_layer(self, base: nn.Linear, replicas: int) -> AdaLoRALayer:
         return AdaLoRALayer(base, replicas, r=self.init_r, alpha=self.alpha, lora_dropout=self.lora_dropout)
@@ -89,7 +91,9 @@ class AdaLoRA(Method):
         if now < self.last:
             self._measure()
         if now == self.last or (self.first < now < self.last and now % self.delta_t == 0):
-            self.pruned = self._lowest(self._budget(now))
+            left = 1 - (now - self.first) / (self.last - self.first)
+            budget = self.target_r + (self.init_r - self.target_r) * left**3  # triplets per layer
+            self.pruned = self._lowest(int(budget * len(self.layers)))
         elif now < self.last:
             self.pruned = {}  # between prunings they may grow again
         for name, mask in self.pruned.items():
@@ -110,21 +114,13 @@ class AdaLoRA(Method):
         weights = {f"{name}.{part}": getattr(layer, part) for name, layer in self.layers.items() for part in "PEQ"}
         for name, weight in weights.items():
             importance = (weight * weight.grad).abs()
-            mean = self.means.setdefault(name, torch.zeros_like(weight))
-            spread = self.spreads.setdefault(name, torch.zeros_like(weight))
-            mean.lerp_(importance, 1 - self.beta1)
-            spread.lerp_((importance - mean).abs(), 1 - self.beta2)
-
-    def _budget(self, now: int) -> int:
-        left = 1 - (now - self.first) / (self.last - self.first)
-        return int(len(self.layers) * (self.target_r + (self.init_r - self.target_r) * left**3))
+            mean = self.means.setdefault(name, torch.zeros_like(weight)).lerp_(importance, 1 - self.beta1)
+            self.spreads.setdefault(name, torch.zeros_like(weight)).lerp_((importance - mean).abs(), 1 - self.beta2)
 
     def _lowest(self, budget: int) -> dict[str, Tensor]:
         """(R, r) per layer: the triplets outside the budget."""
-        score = {name: self.means[name] * self.spreads[name] for name in self.means}
-        triplets = torch.stack(
-            [score[f"{name}.E"] + score[f"{name}.P"].mean(1) + score[f"{name}.Q"].mean(2) for name in self.layers],
-            dim=1,
-        )  # (R, layers, r)
-        threshold = triplets.flatten(1).kthvalue(triplets[0].numel() - budget).values
-        return dict(zip(self.layers, (triplets <= threshold[:, None, None]).unbind(1), strict=True))
+        score = {name: mean * self.spreads[name] for name, mean in self.means.items()}
+        triplets = {n: score[f"{n}.E"] + score[f"{n}.P"].mean(1) + score[f"{n}.Q"].mean(2) for n in self.layers}
+        every = torch.cat(list(triplets.values()), dim=1)  # (R, layers * r)
+        threshold = every.kthvalue(every.shape[1] - budget).values.unsqueeze(1)
+        return {name: triplet <= threshold for name, triplet in triplets.items()}

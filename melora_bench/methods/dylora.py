@@ -41,7 +41,11 @@ class DyLoRA(LoRA):
     With `frozen` (the official code) the rows and columns below b get no gradient; AdamW still moves them by momentum
     and weight decay, as it does there. After training every rank 1..r is scored; the record's last report has them.
 
-    Departures from the paper: b is drawn from (seed, step) alone, so that resuming needs no state.
+    Parameters: r * (d_in + d_out)
+    Rank: r
+    Cost: r * (d_in + d_out)
+    Departures: b is drawn from (seed, step) alone, so that resuming needs no state.
+    Tested against: the literal truncated product; which gradients are zero; the law of b.
     """
 
     frozen: bool

@@ -9,7 +9,11 @@ from melora_bench.methods.base import Method, freeze
 
 @dataclass(kw_only=True)
 class HeadOnly(Method):
-    """h = W x in every layer of the backbone: nothing is adapted."""
+    """h = W x in every layer of the backbone: nothing is adapted.
+
+    Departures: none; a baseline.
+    Tested against: the frozen backbone.
+    """
 
     def attach(self, model: nn.Module, head: str, seeds: list[int], total_steps: int) -> None:
         freeze(model, head, seeds)

@@ -36,7 +36,14 @@ class LoRALayer(AdapterLayer):
 
 @dataclass(kw_only=True)
 class LoRA(Method):
-    """Departures from the paper: A is drawn as public code draws it (`init_a`), not Gaussian."""
+    """Trained: A and B.
+
+    Parameters: r * (d_in + d_out)
+    Rank: r
+    Cost: r * (d_in + d_out)
+    Departures: A is drawn as public code draws it (`init_a`), not Gaussian.
+    Tested against: stock PEFT, 24 clipped AdamW steps.
+    """
 
     r: int
     alpha: float

@@ -48,8 +48,12 @@ class MELoRALayer(AdapterLayer):
 class MELoRA(Method):
     """`r` is the rank of one mini LoRA, as in the paper's tables; the equivalent rank is n r.
 
-    Departures from the paper: one dropout mask on x serves all slices, the same law as one per slice. The scale is
-    alpha / r with the mini rank, as in the official code, so settings of equal equivalent rank differ in scale.
+    Parameters: r * (d_in + d_out)
+    Rank: n * r
+    Cost: r * (d_in + d_out)
+    Departures: one dropout mask on x serves all slices, the same law as one per slice. The scale is alpha / r with the
+    mini rank, as in the official code, so settings of equal equivalent rank differ in scale.
+    Tested against: the block-diagonal product over random shapes; LoRA at n = 1, to the last bit.
     """
 
     r: int

@@ -14,7 +14,11 @@ class MultiLoRA(LoRA):
 
     Stacking the A_i and the B_i makes this one LoRA of rank n r whose alpha is n times larger, and so it is built.
 
-    Departures from the paper: one dropout mask serves all paths.
+    Parameters: n * r * (d_in + d_out)
+    Rank: n * r
+    Cost: n * r * (d_in + d_out)
+    Departures: one dropout mask serves all paths.
+    Tested against: the literal sum over paths; LoRA of rank n r with alpha n times larger.
     """
 
     n: int

@@ -35,6 +35,12 @@ class ShareLoRA(LoRA):
     Read literally (path_dropout: shared), all B_i start at 0 and get equal gradients, so they stay equal for ever, with
     or without the penalty. Something that the paper does not write must tell them apart; here each path draws its own
     dropout mask (path_dropout: independent).
+
+    Parameters: r * (d_in + n * d_out)
+    Rank: r
+    Cost: n * r * (d_in + d_out)
+    Departures: `path_dropout`, as said.
+    Tested against: the tie, with and without the penalty.
     """
 
     n: int

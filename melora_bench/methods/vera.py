@@ -42,10 +42,13 @@ class VeRALayer(AdapterLayer):
 
 @dataclass(kw_only=True)
 class VeRA(Method):
-    """Trains r + d_out numbers per layer; the rank of the update is min(r, d_in, d_out).
+    """Trained: d and b.
 
-    Departures from the paper: none known. Each seed draws its own projections (PEFT draws one for all seeds), so that
-    the spread over seeds includes theirs.
+    Parameters: r + d_out
+    Rank: r
+    Cost: r * (d_in + d_out)
+    Departures: each seed draws its own projections (PEFT: one pair for all), so that the spread includes theirs.
+    Tested against: stock PEFT, 24 clipped AdamW steps.
     """
 
     r: int

@@ -1,0 +1,62 @@
+"""Full fine-tuning against a plain transformers model, layer by layer, and one seed at a time."""
+
+import pytest
+import torch
+from conftest import run_point
+from test_contract import build
+from test_parity import batches
+from transformers import AutoModelForSequenceClassification
+
+from melora_bench import records
+from melora_bench.checkpoints import trainable
+
+
+def test_full_equals_plain_fine_tuning(tiny_roberta):
+    """24 AdamW steps in float64 give the losses of the plain model, whose tensors all carry a gradient."""
+    ours, _ = build(tiny_roberta, "full", [0])
+    plain = AutoModelForSequenceClassification.from_pretrained(tiny_roberta, num_labels=2).eval()
+    for part in ("dense", "out_proj"):
+        layer, target = ours.classifier.get_submodule(part), plain.classifier.get_submodule(part)
+        target.weight.data, target.bias.data = layer.weight[0].data.clone(), layer.bias[0].data.clone()
+    ours, plain = ours.double(), plain.double()
+    assert sum(value.numel() for value in trainable(ours).values()) == sum(
+        value.numel() for value in plain.parameters()
+    )
+    losses = []
+    for model in (ours, plain):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
+        losses.append([])
+        for batch, labels in batches():
+            loss = torch.nn.functional.cross_entropy(model(**batch).logits, labels)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses[-1].append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], abs=1e-10)
+    assert losses[0][0] > losses[0][-1]
+
+
+def test_named_modules_alone_are_trained(tiny_roberta):
+    model, _ = build(tiny_roberta, "full", [0], "method.target_modules=[layer.1]")
+    backbone = [name for name in trainable(model) if not name.startswith("classifier.")]
+    assert backbone and all(name.startswith("roberta.encoder.layer.1.") for name in backbone)
+    assert len(backbone) == len(list(model.roberta.encoder.layer[1].parameters()))
+
+
+@pytest.mark.parametrize("names", ["[layer.7]", "[]", "[layer.1,nonsense]"])
+def test_a_name_without_parameters_is_refused(tiny_roberta, names):
+    with pytest.raises(ValueError, match=r"target_modules=.*names no module of this model"):
+        build(tiny_roberta, "full", [0], f"method.target_modules={names}")
+
+
+def test_two_seeds_side_by_side_are_refused(tiny_roberta):
+    with pytest.raises(ValueError, match=r"cannot train seeds=\[0, 1\] side by side"):
+        build(tiny_roberta, "full", [0, 1])
+
+
+def test_a_run_of_several_seeds_trains_them_one_after_another(tiny_overrides):
+    paths = run_point([*tiny_overrides, "method=full", "seeds=[0,1]", "lr=1e-3"])
+    found = [records.load(path) for path in paths]
+    assert [(record.seed, record.packed_with) for record in found] == [(0, []), (1, [])]
+    assert found[0].epochs[-1]["train_loss"] != found[1].epochs[-1]["train_loss"]
+    assert found[0].params["adapter"] > 10 * found[0].params["head"] > 0
