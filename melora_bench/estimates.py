@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from melora_bench import stats
 from melora_bench.records import RunRecord
 
 Runs = dict[str, dict[int, RunRecord]]  # value of the key that a row selects over ("" if none) -> seed -> record
@@ -60,15 +61,46 @@ def scores(runs: Runs, which: str) -> tuple[dict[str, Score], str]:
     return {name: Score(dict(zip(seeds, 100 * table[:, i], strict=True))) for i, name in enumerate(ESTIMATES)}, chosen
 
 
+@dataclass(frozen=True)
+class Sure:
+    """How sure an average over tasks and seeds is, as text: blank where seeds are too few to say."""
+
+    interval: str  # 95 %, stratified bootstrap
+    beats_lora: str  # share of tasks and seeds at which it is above LoRA, and its 95 % interval
+
+
+def sure(tasks: list[dict[str, Score]], lora: list[dict[str, Score]]) -> dict[str, Sure]:
+    """{estimate: Sure} of an average over `tasks`, at the seeds that every task, and for the comparison LoRA, has."""
+    found = {}
+    for name in ESTIMATES:
+        values = _matrix(tasks, name, _seeds(tasks))
+        paired = _seeds([*tasks, *lora]) if lora and lora is not tasks else []
+        low, high = stats.average_interval(values)
+        share = (
+            stats.improvement(_matrix(tasks, name, paired), _matrix(lora, name, paired)) if len(paired) > 1 else None
+        )
+        found[name] = Sure(
+            f"{low:.2f} to {high:.2f}" if values.shape[1] > 1 else "",
+            "{:.2f} ({:.2f} to {:.2f})".format(*share) if share else "",
+        )
+    return found
+
+
 def average(tasks: list[dict[str, Score]]) -> dict[str, Score]:
     """The mean over tasks, per seed that every task has; empty without such a seed."""
-    seeds = sorted(set.intersection(*(set(found["best"].values) for found in tasks)))
-    if not seeds:
-        return {}
-    return {
-        name: Score({seed: float(np.mean([found[name].values[seed] for found in tasks])) for seed in seeds})
-        for name in ESTIMATES
-    }
+    seeds = _seeds(tasks)
+    means = {name: _matrix(tasks, name, seeds).mean(axis=0) for name in ESTIMATES}
+    return {name: Score(dict(zip(seeds, map(float, means[name]), strict=True))) for name in ESTIMATES} if seeds else {}
+
+
+def _seeds(tasks: list[dict[str, Score]]) -> list[int]:
+    """The seeds that every task has."""
+    return sorted(set.intersection(*(set(found["best"].values) for found in tasks)))
+
+
+def _matrix(tasks: list[dict[str, Score]], estimate: str, seeds: list[int]) -> np.ndarray:
+    """(tasks, seeds)."""
+    return np.array([[found[estimate].values[seed] for seed in seeds] for found in tasks])
 
 
 def _curves(record: RunRecord) -> np.ndarray:

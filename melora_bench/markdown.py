@@ -29,9 +29,12 @@ def any_record(runs: Runs) -> RunRecord | None:
 def _block(table: dict, rows: list[dict], seen: set[str], estimate: str) -> list[str]:
     tasks = [*table["tasks"], *([table["average"]] if table["average"] else [])]
     speed = ["rows/s"] if table.get("speed") else []
+    certain = ["95 % of the average", "beats LoRA"] if any(row["sure"] for row in rows) else []
     usual = max((row["seeds"] for row in rows if row["seeds"]), default=0)
-    lines = [_line("method", "adapter params", *(f"{task} †" if task in seen else task for task in tasks), *speed)]
-    lines.append(_line("---", *["---:"] * (1 + len(tasks) + len(speed))))
+    lines = [
+        _line("method", "adapter params", *(f"{task} †" if task in seen else task for task in tasks), *certain, *speed)
+    ]
+    lines.append(_line("---", *["---:"] * (1 + len(tasks) + len(certain) + len(speed))))
     for label in dict.fromkeys(row["row"] for row in rows):
         by_task = {row["task"]: row for row in rows if row["row"] == label}
         texts = [by_task[task]["scores"][estimate].text(usual) if by_task[task]["scores"] else "" for task in tasks]
@@ -39,10 +42,13 @@ def _block(table: dict, rows: list[dict], seen: set[str], estimate: str) -> list
         rates = (
             [" / ".join(row["rows_per_second"] for row in by_task.values() if row["rows_per_second"])] if speed else []
         )
-        lines.append(_line(label, params, *texts, *rates))
+        last = by_task[tasks[-1]]
+        certainty = [last[f"{estimate}_interval"], last[f"{estimate}_beats_lora"]] if certain else []
+        lines.append(_line(label, params, *texts, *certainty, *rates))
         printed = next((row["published_backbone"] for row in by_task.values() if row["published"]), None)
         if printed and estimate == "best":
-            lines.append(_line(f"*published, {printed}*", "", *(by_task[task]["published"] for task in tasks)))
+            blank = [""] * (len(certain) + len(speed))
+            lines.append(_line(f"*published, {printed}*", "", *(by_task[task]["published"] for task in tasks), *blank))
     return lines
 
 

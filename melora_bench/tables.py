@@ -7,7 +7,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from melora_bench import published, records
-from melora_bench.estimates import ESTIMATES, Runs, Score, all_records, average, scores
+from melora_bench.estimates import ESTIMATES, Runs, Score, Sure, all_records, average, scores, sure
 from melora_bench.files import write_text
 from melora_bench.grid import as_list
 from melora_bench.markdown import any_record, markdown
@@ -39,7 +39,7 @@ def regenerate(name: str, results_dir: str | None = None) -> tuple[Path, Path]:
     obstacles = {r.run_id: obstacle(r, table) for runs in cells.values() for r in all_records(runs)}
     rows = rows_of(table, cells, obstacles)
     text = markdown(table, rows, cells, set(filter(None, obstacles.values())))
-    frame = pd.DataFrame(rows).drop(columns="scores")
+    frame = pd.DataFrame(rows).drop(columns=["scores", "sure"])
     csv = write_text(results / "tables" / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
     return csv, write_text(results / "tables" / f"{name}.md", text)
 
@@ -74,15 +74,18 @@ def rows_of(table: dict, cells: Cells, obstacles: dict[str, str]) -> list[dict]:
     """The lines of the CSV: backbone x row (best and mean, where it selects) x task, then the average over tasks.
 
     `scores` of a line is {estimate: Score}, empty unless every value that the row lists has a record; an average is
-    blank unless every task has a score. obstacles: by run_id, what keeps a record from a verdict.
+    blank unless every task has a score. An average also has `sure`, {estimate: Sure}, which compares it with the first
+    row of LoRA. obstacles: by run_id, what keeps a record from a verdict.
     """
     printed = published.index(table["paper"], table["number"]) if table["paper"] else {}
     lines = []
     for backbone in sorted({backbone for backbone, _, _ in cells}) or ["roberta_base"]:
+        lora: list[dict[str, Score]] = []  # the tasks of the first row of LoRA
         for number, row in enumerate(table["rows"]):
             for which in ("best", "mean") if row.get("over") else ("single",):
                 label = row["label"] + WHICH[which].format(over=row.get("over", "").removeprefix("method."))
-                variant = row.get("published", {}).get(which)
+                own = row.get("published", {})
+                variant, printed_as = own.get(which), own.get("method", row["points"]["method"])
                 done: dict[str, dict[str, Score]] = {}
                 reasons: dict[str, str] = {}
                 for task in table["tasks"]:
@@ -94,14 +97,17 @@ def rows_of(table: dict, cells: Cells, obstacles: dict[str, str]) -> list[dict]:
                         reasons[task] = "; ".join(dict.fromkeys(filter(None, each)))
                     done |= {task: found} if found else {}
                     about = {"backbone": backbone, "row": label, "task": task, "chosen": chosen}
-                    cell = printed.get((row["points"]["method"], variant, task))
+                    cell = printed.get((printed_as, variant, task))
                     lines.append(_line(about, runs, found, cell, reasons.get(task, "")))
                 if table["average"]:
-                    found = average(list(done.values())) if len(done) == len(table["tasks"]) else {}
+                    tasks = list(done.values()) if len(done) == len(table["tasks"]) else []
+                    if not lora and row["points"]["method"] == "lora":
+                        lora = tasks
+                    found = average(tasks) if tasks else {}
                     about = {"backbone": backbone, "row": label, "task": table["average"], "chosen": ""}
-                    cell = printed.get((row["points"]["method"], variant, table["average"]))
+                    cell = printed.get((printed_as, variant, table["average"]))
                     why = "; ".join(f"{task} {reason}" for task, reason in reasons.items() if reason)
-                    lines.append(_line(about, {}, found, cell, why))
+                    lines.append(_line(about, {}, found, cell, why, sure(tasks, lora) if found else {}))
     return lines
 
 
@@ -149,7 +155,14 @@ def _settings(paper: str, task: str, method: str) -> dict:
     return recipe | own | untouched
 
 
-def _line(about: dict, runs: Runs, found: dict[str, Score], cell: published.Cell | None, why: str) -> dict:
+def _line(
+    about: dict,
+    runs: Runs,
+    found: dict[str, Score],
+    cell: published.Cell | None,
+    why: str,
+    certain: dict[str, Sure] | None = None,
+) -> dict:
     record = any_record(runs)
     line = about | {
         "metric": record.metric if record else "",
@@ -159,6 +172,8 @@ def _line(about: dict, runs: Runs, found: dict[str, Score], cell: published.Cell
     for name in ESTIMATES:
         line[f"{name}_mean"] = f"{found[name].mean:.2f}" if found else ""
         line[f"{name}_sd"] = f"{found[name].sd:.2f}" if found and found[name].sd is not None else ""
+        line[f"{name}_interval"] = certain[name].interval if certain else ""
+        line[f"{name}_beats_lora"] = certain[name].beats_lora if certain else ""
     line["published"] = cell.text if cell else ""
     both = found and cell
     line["difference"] = f"{found['best'].mean - cell.value:+.2f}" if both else ""
@@ -166,7 +181,7 @@ def _line(about: dict, runs: Runs, found: dict[str, Score], cell: published.Cell
     line |= {"published_backbone": cell.backbone if cell else "", "published_source": cell.source if cell else ""}
     rates = [r.rows_per_second * (1 + len(r.packed_with)) for r in all_records(runs) if r.rows_per_second]
     line["rows_per_second"] = f"{sum(rates) / len(rates):.0f}" if rates else ""  # of whole packed runs, in training
-    return line | {"scores": found}
+    return line | {"scores": found, "sure": certain or {}}
 
 
 def _lookup(record: RunRecord, key: str) -> object:
