@@ -26,6 +26,17 @@ def load_grid(name: str) -> dict:
     return OmegaConf.to_container(OmegaConf.load(path))
 
 
+def with_numbers(names: list[str], results_dir: str | None = None) -> list[str]:
+    """Those of the papers' tables that have published numbers or a record."""
+    found = []
+    for name in names:
+        grid = load_grid(name)
+        runs = Path(results_dir or ROOT / grid.get("results_dir", "results")) / "runs" / grid["experiment"]
+        if grid["table"]["paper"] and (_printed(grid["table"]) or any(runs.glob("*/*.json"))):
+            found.append(name)
+    return found
+
+
 def regenerate(name: str, results_dir: str | None = None) -> tuple[Path, Path]:
     """Write <results_dir>/tables/<name>.csv and .md from the records of that experiment; returns both paths.
 
@@ -34,7 +45,7 @@ def regenerate(name: str, results_dir: str | None = None) -> tuple[Path, Path]:
     grid = load_grid(name)
     table, results = grid["table"], Path(results_dir or ROOT / grid.get("results_dir", "results"))
     cells = collect(table, records.load_all(results, grid["experiment"]), results)
-    if not cells and not table["paper"]:
+    if not cells and not _printed(table):
         raise ValueError(f"{results}/runs/{grid['experiment']} has no records: run scripts/train.py table={name} first")
     obstacles = {r.run_id: obstacle(r, table) for runs in cells.values() for r in all_records(runs)}
     rows = rows_of(table, cells, obstacles)
@@ -77,8 +88,7 @@ def rows_of(table: dict, cells: Cells, obstacles: dict[str, str]) -> list[dict]:
     blank unless every task has a score. An average also has `sure`, {estimate: Sure}, which compares it with the first
     row of LoRA. obstacles: by run_id, what keeps a record from a verdict.
     """
-    printed = published.index(table["paper"], table["number"]) if table["paper"] else {}
-    lines = []
+    printed, lines = _printed(table), []
     for backbone in sorted({backbone for backbone, _, _ in cells}) or ["roberta_base"]:
         lora: list[dict[str, Score]] = []  # the tasks of the first row of LoRA
         for number, row in enumerate(table["rows"]):
@@ -139,6 +149,11 @@ def obstacle(record: RunRecord, table: dict) -> str:
 def listed(row: dict, key: str | None) -> list[str]:
     """The values of `key` that a row lists, as text; one empty text for a row without such a key."""
     return [str(value) for value in as_list(row["points"].get(key, ""))]
+
+
+def _printed(table: dict) -> dict[tuple[str, str, str], published.Cell]:
+    """The table's published cells; none for a table or figure whose numbers are ours or could not be recovered."""
+    return published.index(table["paper"], table["number"]) if table["paper"] else {}
 
 
 @functools.cache

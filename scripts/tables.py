@@ -4,17 +4,17 @@ import argparse
 import sys
 
 from melora_bench.records import ROOT
-from melora_bench.tables import load_grid, regenerate
+from melora_bench.tables import regenerate, with_numbers
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     names = [path.stem for path in sorted((ROOT / "configs" / "table").glob("*.yaml"))]
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(names)}; default: all that belong to a paper")
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(names)}; default: the papers' that have numbers")
     parser.add_argument("--results", help="where the records are, if not in the table's own place")
     arguments = parser.parse_args()
     try:
-        for name in arguments.names or [name for name in names if load_grid(name)["table"]["paper"]]:
+        for name in arguments.names or with_numbers(names, arguments.results):
             csv, markdown = regenerate(name, arguments.results)
             if arguments.names:
                 print(markdown.read_text())

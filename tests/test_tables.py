@@ -216,7 +216,9 @@ def test_without_records_a_papers_table_shows_the_published_numbers_alone(tmp_pa
 
 
 def test_an_unknown_table_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match=r"'glue' is unknown: there are .*melora_table2, .*mplora_table2, .*quickstart"):
+    with pytest.raises(
+        ValueError, match=r"'glue' is unknown: there are .*melora_table2, .*mplora_table2, .*quickstart"
+    ):
         load_grid("glue")
 
 
