@@ -5,7 +5,7 @@ DONE := .venv/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock torch
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-gpu lint format check glue-sweep status tables docs bench lock
+.PHONY: help setup quickstart test test-slow test-gpu lint format check glue-sweep status tables docs bench lock
 
 help:  ## print every target
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -23,6 +23,9 @@ quickstart: $(DONE)  ## train every method on a laptop and print the table (minu
 
 test: $(DONE)  ## the tests that take seconds
 	$(BIN)/python -m pytest
+
+test-slow: $(DONE)  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
 
 test-gpu: $(DONE)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu

@@ -1,5 +1,6 @@
 """One point of a grid: a resolved config, its identity, and its place among records and outputs."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -7,9 +8,11 @@ import math
 import os
 import socket
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
@@ -109,6 +112,24 @@ class Point:
         """The folder of one seed's adapters and error, or of a packed run's checkpoint."""
         name = "-".join(map(str, seeds))
         return Path(self.config["output_dir"]) / "runs" / self.run_id(name)
+
+    def pack(self, todo: list[int]) -> list[int]:
+        """The seeds to train together: those to do, or all if they were trained together until a kill between records."""
+        seeds = self.config["seeds"]
+        return seeds if (self.output(*seeds) / "checkpoint.pt").exists() else todo
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[bool]:
+        """Whether this process may train the point: False while another holds it. A dead process holds nothing."""
+        path = self.output().with_name(f"{self.name}.lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = FileLock(path).acquire(blocking=False)
+        except Timeout:
+            yield False
+            return
+        with lock:
+            yield True
 
     def state(self, seed: int) -> str:
         """done | running | failed | missing. An interrupted run is missing, and resumes when it is started again."""

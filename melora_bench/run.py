@@ -1,5 +1,6 @@
 """Running one point: which seeds are still to be done, training them side by side, one record for each."""
 
+import contextlib
 import datetime
 import importlib.util
 import json
@@ -41,15 +42,18 @@ def run(cfg: DictConfig, choices: dict) -> list[Path]:
     point = None
     try:
         point = Point.of(cfg, choices)
-        todo = _agreed([seed for seed in point.config["seeds"] if not point.record(seed)])
-        done = [seed for seed in point.config["seeds"] if seed not in todo]
-        if done:
-            log.info(
-                "skip  %s %s  seeds %s are recorded: %s", point.choices["task"], point.name, done, point.record(done[0])
-            )
-        packs = get_class(point.config["method"]["_target_"]).packs
-        waves = [todo] if packs and todo else [[seed] for seed in todo]
-        return [path for seeds in waves for path in _Run(point, seeds).execute()]
+        with contextlib.ExitStack() as stack:
+            mine = _agreed(stack.enter_context(point.claimed()) if _is_main() else None)
+            todo = _agreed([seed for seed in point.config["seeds"] if not point.record(seed)])
+            done = [seed for seed in point.config["seeds"] if seed not in todo]
+            about = f"{point.choices['task']} {point.name}"
+            if done:
+                log.info("skip  %s  seeds %s are recorded: %s", about, done, point.record(done[0]))
+            if todo and not mine:
+                log.info("busy  %s  seeds %s are being trained by another process", about, todo)
+            packs = get_class(point.config["method"]["_target_"]).packs
+            waves = [point.pack(todo)] if packs and todo else [[seed] for seed in todo]
+            return [path for seeds in waves * mine for path in _Run(point, seeds).execute()]
     except Exception as error:
         expected = isinstance(error, ValueError | InstantiationException)
         line = _one_line(error) if expected else f"{type(error).__name__}: {_one_line(error)}"
@@ -245,7 +249,7 @@ class _Run:
         }
         paths = []
         for k, seed in enumerate(self.seeds):
-            if self.trainer.failed[k] is not None:
+            if self.trainer.failed[k] is not None or self.point.record(seed):
                 continue
             history = self.trainer.history[k]
             seconds = sum(entry["train_seconds"] for entry in history)
