@@ -20,12 +20,16 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def adapter_tensors(model: nn.Module, replica: int | slice = slice(None)) -> dict[str, Tensor]:
     """What a run made or trains, by name, sharing memory with the model: the tensors of adapter and head layers, and a
-    backbone's trained ones. `replica` picks one seed's, without the replica axis (which a backbone's tensors lack)."""
-    found = {}
+    backbone's trained ones. `replica` picks one seed's, without the replica axis (which a backbone's tensors lack).
+    A tensor that several layers share stands there once."""
+    found: dict[str, Tensor] = {}
+    seen = set()
     for prefix, module in model.named_modules():
         if isinstance(module, AdapterLayer | ReplicatedLinear):
-            own = module.state_dict(prefix=f"{prefix}.")
-            found |= {name: value[replica] for name, value in own.items() if not name.startswith(f"{prefix}.base.")}
+            for name, value in module.state_dict(prefix=f"{prefix}.").items():
+                if not name.startswith(f"{prefix}.base.") and value.data_ptr() not in seen:
+                    seen.add(value.data_ptr())
+                    found[name] = value[replica]
     return found | {name: value.detach() for name, value in trainable(model).items() if name not in found}
 
 

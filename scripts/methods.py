@@ -174,7 +174,7 @@ def findings() -> list[tuple[str, str]]:
         (
             "**Delta-LoRA's update is of low rank.** The moves of W telescope to lambda s (B A - B_K A_K): at r = 4 the "
             f"trained update has rank {rank}, which is 2r, of {len(delta)} possible.",
-            "test_delta_lora.py::test_update_rank_is_at_most_2r",
+            "test_delta_lora.py::test_the_update_is_of_rank_2r_at_most",
         ),
         (
             f"**AdaLoRA without its hook is not AdaLoRA.** With target_r = 8 the matrices end at rank {pruned:g} on "
@@ -185,7 +185,7 @@ def findings() -> list[tuple[str, str]]:
         (
             "**DyLoRA's frozen rows move.** One row of A has a gradient in each step; AdamW's momentum and decay moved "
             f"{moved} of 8 in the last step of a short run, as in the official code.",
-            "test_dylora.py::test_frozen_rows_get_no_gradient",
+            "test_dylora.py::test_which_rows_and_columns_get_a_gradient",
         ),
         (
             f"**MELoRA trains {llama // mini_llama} times fewer numbers on LLaMA-2-7B**, where the paper says 36: "

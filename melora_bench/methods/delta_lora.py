@@ -24,11 +24,11 @@ class DeltaLoRALayer(LoRALayer):
         self.register_buffer("moved", torch.zeros(replicas))
 
     def start(self, lambda_: float) -> None:
-        """W moves from here on; a replica that began with a moved W goes on from its own step K."""
+        """W moves from here on; where it moved already, in the run that this one began from, it goes on as before."""
         fresh = self.moved[:, None, None] == 0
         self.A_K.copy_(torch.where(fresh, self.A.detach(), self.A_K))
         self.B_K.copy_(torch.where(fresh, self.B.detach(), self.B_K))
-        self.moved.fill_(lambda_)
+        self.moved.copy_(torch.where(self.moved == 0, lambda_, self.moved))
 
     def update(self, x: Tensor) -> Tensor:
         share = (self.moved * self.scaling)[:, None, None]

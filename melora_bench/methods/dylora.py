@@ -25,7 +25,7 @@ class DyLoRALayer(LoRALayer):
         b = self.drawn if self.training else self.scored
         if b is None:
             return super().update(x)
-        index, b = torch.arange(1, self.A.shape[1] + 1, device=x.device), b.unsqueeze(1)
+        index, b = torch.arange(1, self.A.shape[1] + 1, device=x.device), b.unsqueeze(1).to(self.A.dtype)
         scale = torch.where(index <= b, self.scaling * self.A.shape[1] / b, 0.0)  # (R, r): alpha / b up to b, then 0
         A, B = self.A, self.B
         if self.frozen:

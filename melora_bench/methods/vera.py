@@ -10,11 +10,19 @@ from melora_bench.methods.base import AdapterLayer, Method, require_positive
 from melora_bench.seeding import generator
 
 
+class Projections(nn.Module):
+    """The frozen pair that all layers share: A (R, r, d_in) and B (R, d_out, r) of the widest layer."""
+
+    def __init__(self, A: Tensor, B: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("A", A)
+        self.register_buffer("B", B)
+
+
 class VeRALayer(AdapterLayer):
     """h = W x + diag(b) B diag(d) A drop(x): vectors d (R, r) and b (R, d_out) trained, d from d_initial, b from 0.
 
-    A (R, r, >= d_in) and B (R, >= d_out, r) are random, frozen and the same in all layers, which use their first
-    columns and rows.
+    A and B are random, frozen and the same in all layers, which use their first columns and rows.
     """
 
     def __init__(self, base: nn.Linear, replicas: int, *, r: int, lora_dropout: float, d_initial: float) -> None:
@@ -26,17 +34,16 @@ class VeRALayer(AdapterLayer):
     def reset_parameters(self, generators: list[torch.Generator]) -> None:
         """Nothing of a layer's own is random."""
 
-    def share(self, A: Tensor, B: Tensor, keeps: bool) -> None:
-        """Take the common projections; the layer that `keeps` them has them in its state_dict."""
-        self.register_buffer("A", A, persistent=keeps)
-        self.register_buffer("B", B, persistent=keeps)
+    def sliced(self) -> tuple[Tensor, Tensor]:
+        """A (R, r, d_in) and B (R, d_out, r) of this layer."""
+        return self.shared.A[:, :, : self.base.in_features], self.shared.B[:, : self.base.out_features]
 
     def update(self, x: Tensor) -> Tensor:
-        A, B = self.A[:, :, : self.base.in_features], self.B[:, : self.base.out_features]
+        A, B = self.sliced()
         return ((self.dropout(x) @ A.mT * self.d.unsqueeze(1)) @ B.mT) * self.b.unsqueeze(1)
 
     def lora_factors(self) -> tuple[Tensor, Tensor]:
-        A, B = self.A[:, :, : self.base.in_features], self.B[:, : self.base.out_features]
+        A, B = self.sliced()
         return B * self.b.unsqueeze(2), A * self.d.unsqueeze(2)
 
 
@@ -71,5 +78,6 @@ class VeRA(Method):
             for matrix in (A[k], B[k]):  # Kaiming: U(-sqrt(6 / fan_in), sqrt(6 / fan_in)), as in the paper
                 bound = math.sqrt(6 / matrix.shape[1])
                 matrix.uniform_(-bound, bound, generator=source)
-        for number, layer in enumerate(self.layers.values()):
-            layer.share(A, B, keeps=number == 0)
+        shared = Projections(A, B)
+        for layer in self.layers.values():
+            layer.shared = shared

@@ -70,7 +70,7 @@ def test_vera_equals_stock_peft(tiny_roberta, d_initial, equal):
     """PEFT holds our projections and its own initial vectors; with another d_initial the runs differ."""
     ours, method = build(tiny_roberta, "vera", [0], "method.r=64")
     ours = ours.double()
-    A, B = (getattr(next(iter(method.layers.values())), part)[0] for part in "AB")
+    A, B = (getattr(next(iter(method.layers.values())).shared, part)[0] for part in "AB")
     config = peft.VeraConfig(task_type="SEQ_CLS", r=64, d_initial=d_initial, target_modules=["query", "value"])
     theirs = stock(tiny_roberta, config, ours)
     for found, own in ((theirs.base_model.vera_A["default"], A), (theirs.base_model.vera_B["default"], B)):
@@ -79,17 +79,19 @@ def test_vera_equals_stock_peft(tiny_roberta, d_initial, equal):
     start = A.clone(), B.clone()
     assert_same_run(ours, method, theirs, peft.tuners.vera.Linear, equal)
     for layer in method.layers.values():
-        assert torch.equal(layer.A[0], start[0]) and torch.equal(layer.B[0], start[1])
+        assert torch.equal(layer.shared.A[0], start[0]) and torch.equal(layer.shared.B[0], start[1])
         assert layer.b.abs().max() > 1e-3 and (layer.d - 0.1).abs().max() > 1e-3
 
 
 def test_veras_projections_are_one_pair_for_all_layers(tiny_roberta):
-    """All four layers use the same memory, of which one adapter file holds one copy."""
+    """All four layers use the same memory, wherever the model moves; one adapter file holds one copy."""
     model, method = build(tiny_roberta, "vera", [3, 5])
-    first, *others = method.layers.values()
+    first = next(iter(method.layers.values())).shared
     assert (first.A.shape, first.B.shape) == ((2, 256, 32), (2, 32, 256))
-    for layer in others:
-        assert layer.A.data_ptr() == first.A.data_ptr() and layer.B.data_ptr() == first.B.data_ptr()
+    model.double()
+    assert first.A.dtype == torch.float64
+    assert len({layer.shared.A.data_ptr() for layer in method.layers.values()}) == 1
+    assert len({layer.shared.B.data_ptr() for layer in method.layers.values()}) == 1
     assert sum(name.endswith((".A", ".B")) for name in adapter_tensors(model)) == 2
 
 
@@ -100,7 +102,7 @@ def test_veras_projections_depend_on_the_seed_alone(tiny_roberta):
         torch.manual_seed(number)
         _, method = build(tiny_roberta, "vera", seeds)
         layer = next(iter(method.layers.values()))
-        found |= {(number, seed): (layer.A[k], layer.B[k]) for k, seed in enumerate(seeds)}
+        found |= {(number, seed): (layer.shared.A[k], layer.shared.B[k]) for k, seed in enumerate(seeds)}
     for part in range(2):
         assert torch.equal(found[0, 5][part], found[1, 5][part])
         assert torch.equal(found[0, 5][part], found[2, 5][part])
@@ -111,7 +113,7 @@ def test_veras_projections_are_kaiming_uniform(tiny_roberta):
     """A and B are U(-sqrt(6 / fan_in), sqrt(6 / fan_in)), fan_in d_in = 32 and r = 512; d starts at 0.1, b at 0."""
     _, method = build(tiny_roberta, "vera", [3, 5], "method.r=512")
     layer = next(iter(method.layers.values()))
-    for matrix, fan_in in ((layer.A, 32), (layer.B, 512)):
+    for matrix, fan_in in ((layer.shared.A, 32), (layer.shared.B, 512)):
         bound = math.sqrt(6 / fan_in)
         assert 0.999 * bound < matrix.max().item() <= bound
         assert -bound <= matrix.min().item() < -0.999 * bound

@@ -102,6 +102,20 @@ def assert_peft_tensors_multiply_to_the_update(layers: dict[str, AdapterLayer], 
     assert tensors == {}
 
 
+def test_directions_that_are_zero_are_left_out():
+    """Triplets pruned to 3, 2 of 4 in replica 0 and to 4, 0 in replica 1: each module is stored with the rank it has."""
+    model, method = attached("adalora", replicas=2, r=3, sizes=(6, 7, 8, 9))
+    disturb(model)
+    for name, kept in (("query", (3, 4)), ("value", (2, 0))):
+        for k, rank in enumerate(kept):
+            method.layers[name].E.data[k, rank:] = 0
+    for k, ranks in enumerate(({"query": 3, "value": 2}, {"query": 4})):
+        assert_peft_tensors_multiply_to_the_update(method.layers, k)
+        _, tensors = to_peft(method.layers, k)
+        assert {name: len(tensors[f"{PREFIX}{name}.lora_A.weight"]) for name in ranks} == ranks
+        assert len(tensors) == 2 * len(ranks)
+
+
 def trained(layer: AdapterLayer) -> int:
     """How many numbers a layer trains beside its base."""
     return sum(
