@@ -5,7 +5,7 @@ DONE := .venv/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock torch
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow test-gpu lint format check glue-sweep status tables docs bench lock
+.PHONY: help setup quickstart test test-slow test-gpu lint format check glue-sweep plan sweep status tables docs bench lock
 
 help:  ## print every target
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -46,6 +46,12 @@ glue-sweep: $(DONE)  ## both papers' Table 2: every missing point (ARGS narrows 
 		$(BIN)/python scripts/train.py -m table=$$table $(ARGS); code=$$?; \
 		case $$code in 0) ;; 3) none=$$((none + 1));; *) failed=1;; esac; done; \
 	[ $$failed = 0 ] && [ $$none -lt 2 ]  # 3: the selection has no point of that table
+
+plan: $(DONE)  ## what a grid will cost on this device: points, steps, tokens, hours (TABLE=name)
+	@$(BIN)/python scripts/plan.py $(TABLE) $(ARGS)
+
+sweep: $(DONE)  ## every missing point of one grid (TABLE=name, ARGS narrows or overrides)
+	$(BIN)/python scripts/train.py -m table=$(TABLE) $(ARGS)
 
 status: $(DONE)  ## the points of a grid as done, running, failed, missing (TABLE=name, ARGS as for the sweep)
 	@$(BIN)/python scripts/status.py $(TABLE) $(ARGS)

@@ -113,10 +113,13 @@ class Point:
         name = "-".join(map(str, seeds))
         return Path(self.config["output_dir"]) / "runs" / self.run_id(name)
 
-    def pack(self, todo: list[int]) -> list[int]:
-        """The seeds to train together: those to do, or all if they were trained together until a kill between records."""
+    def packs(self, todo: list[int]) -> list[list[int]]:
+        """The runs that the seeds to do need: one for all, or one each where the method cannot pack. Seeds that were
+        trained together until a kill between their records stay together."""
+        if not get_class(self.config["method"]["_target_"]).packs:
+            return [[seed] for seed in todo]
         seeds = self.config["seeds"]
-        return seeds if (self.output(*seeds) / "checkpoint.pt").exists() else todo
+        return [seeds if (self.output(*seeds) / "checkpoint.pt").exists() else todo] if todo else []
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[bool]:

@@ -17,7 +17,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import broadcast_object_list
 from hydra.errors import CompactHydraException, InstantiationException
-from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from melora_bench import checkpoints, records
@@ -51,9 +50,7 @@ def run(cfg: DictConfig, choices: dict) -> list[Path]:
                 log.info("skip  %s  seeds %s are recorded: %s", about, done, point.record(done[0]))
             if todo and not mine:
                 log.info("busy  %s  seeds %s are being trained by another process", about, todo)
-            packs = get_class(point.config["method"]["_target_"]).packs
-            waves = [point.pack(todo)] if packs and todo else [[seed] for seed in todo]
-            return [path for seeds in waves * mine for path in _Run(point, seeds).execute()]
+            return [path for seeds in point.packs(todo) * mine for path in PackedRun(point, seeds).execute()]
     except Exception as error:
         expected = isinstance(error, ValueError | InstantiationException)
         line = _one_line(error) if expected else f"{type(error).__name__}: {_one_line(error)}"
@@ -68,7 +65,7 @@ def run(cfg: DictConfig, choices: dict) -> list[Path]:
     raise RunError(f"error: {line}")
 
 
-class _Run:
+class PackedRun:
     """The parts of one packed run: built, resumed, trained, recorded."""
 
     def __init__(self, point: Point, seeds: list[int]) -> None:

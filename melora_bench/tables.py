@@ -10,6 +10,7 @@ from melora_bench import published, records
 from melora_bench.estimates import ESTIMATES, Runs, Score, Sure, all_records, average, scores, sure
 from melora_bench.files import write_text
 from melora_bench.grid import as_list
+from melora_bench.latex import latex
 from melora_bench.markdown import any_record, markdown
 from melora_bench.records import ROOT, RunRecord
 
@@ -37,8 +38,8 @@ def with_numbers(names: list[str], results_dir: str | None = None) -> list[str]:
     return found
 
 
-def regenerate(name: str, results_dir: str | None = None) -> tuple[Path, Path]:
-    """Write <results_dir>/tables/<name>.csv and .md from the records of that experiment; returns both paths.
+def regenerate(name: str, results_dir: str | None = None) -> tuple[Path, Path, Path]:
+    """Write <results_dir>/tables/<name>.csv, .md and .tex from the records of that experiment; returns the paths.
 
     Raises ValueError for a bad record, or for two configs that claim one cell; the old files then stay.
     """
@@ -49,10 +50,14 @@ def regenerate(name: str, results_dir: str | None = None) -> tuple[Path, Path]:
         raise ValueError(f"{results}/runs/{grid['experiment']} has no records: run scripts/train.py table={name} first")
     obstacles = {r.run_id: obstacle(r, table) for runs in cells.values() for r in all_records(runs)}
     rows = rows_of(table, cells, obstacles)
-    text = markdown(table, rows, cells, set(filter(None, obstacles.values())))
     frame = pd.DataFrame(rows).drop(columns=["scores", "sure"])
-    csv = write_text(results / "tables" / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
-    return csv, write_text(results / "tables" / f"{name}.md", text)
+    texts = {
+        "csv": frame.to_csv(index=False, lineterminator="\n"),
+        "md": markdown(table, rows, cells, set(filter(None, obstacles.values()))),
+        "tex": latex(table, rows),
+    }
+    csv, md, tex = (write_text(results / "tables" / f"{name}.{kind}", text) for kind, text in texts.items())
+    return csv, md, tex
 
 
 def collect(table: dict, found: list[RunRecord], results: Path) -> Cells:

@@ -15,10 +15,10 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         for name in arguments.names or with_numbers(names, arguments.results):
-            csv, markdown = regenerate(name, arguments.results)
+            csv, markdown, tex = regenerate(name, arguments.results)
             if arguments.names:
                 print(markdown.read_text())
-            print(f"wrote {csv} and {markdown}")
+            print(f"wrote {csv}, {markdown.name} and {tex.name}")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

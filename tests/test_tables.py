@@ -32,7 +32,7 @@ def saved(folder: Path, *found) -> Path:
 
 def lines(results: Path, name: str = "mplora_table2") -> dict[tuple[str, str], dict]:
     """{(row, task): line of the CSV} of a table made from `results`."""
-    csv, _ = regenerate(name, results)
+    csv, *_ = regenerate(name, results)
     frame = pd.read_csv(csv, dtype=str, keep_default_na=False)
     return {(line["row"], line["task"]): line for line in frame.to_dict("records")}
 
@@ -198,7 +198,7 @@ def test_best_and_mean_stay_blank_until_every_listed_value_is_there(tmp_path):
 
 
 def test_without_records_a_papers_table_shows_the_published_numbers_alone(tmp_path):
-    csv, markdown = regenerate("mplora_table2", tmp_path)
+    csv, markdown, _ = regenerate("mplora_table2", tmp_path)
     frame = pd.read_csv(csv, dtype=str, keep_default_na=False)
     assert len(frame) == 6 * 7
     assert (frame[["best_mean", "last_mean", "split_mean", "seeds", "difference", "verdict"]] == "").all(axis=None)
@@ -230,7 +230,7 @@ def test_a_bad_record_stops_the_table_and_leaves_the_old_files(tmp_path):
     with pytest.raises(ValueError, match="was edited") as caught:
         regenerate("mplora_table2", tmp_path)
     assert str(bad) in str(caught.value)
-    assert [path.read_text() for path in old] == ["old", "old"]
+    assert [path.read_text() for path in old] == ["old", "old", "old"]
     assert sorted(old[0].parent.iterdir()) == sorted(old)
 
 
@@ -239,7 +239,7 @@ def test_a_row_without_adapters_has_a_table(tmp_path):
         tmp_path,
         record(method="head", task="movie", backbone="minilm", recipe="quick", experiment="quickstart", adapter=0),
     )
-    _, markdown = regenerate("quickstart", tmp_path)
+    _, markdown, _ = regenerate("quickstart", tmp_path)
     assert "| head only | 0 | 90.00 |" in markdown.read_text()
 
 
@@ -320,18 +320,20 @@ def tidy(csv: Path) -> str:
 
 
 def test_a_whole_table_is_as_it_was(tmp_path):
-    csv, markdown = regenerate("mplora_table2", saved(tmp_path, *golden_records()))
+    csv, markdown, tex = regenerate("mplora_table2", saved(tmp_path, *golden_records()))
     assert markdown.read_text() == (GOLDEN / "mplora_table2.md").read_text()
     assert tidy(csv) == (GOLDEN / "mplora_table2.csv").read_text()
+    assert tex.read_text() == (GOLDEN / "mplora_table2.tex").read_text()
 
 
 def test_a_csv_holds_no_python_objects(tmp_path):
-    csv, _ = regenerate("mplora_table2", saved(tmp_path, record()))
+    csv, *_ = regenerate("mplora_table2", saved(tmp_path, record()))
     assert tidy(csv) == csv.read_text()
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
-        made, text = regenerate("mplora_table2", saved(Path(name), *golden_records()))
+        made, text, tex = regenerate("mplora_table2", saved(Path(name), *golden_records()))
         (GOLDEN / "mplora_table2.csv").write_text(tidy(made))
         (GOLDEN / "mplora_table2.md").write_text(text.read_text())
+        (GOLDEN / "mplora_table2.tex").write_text(tex.read_text())

@@ -1,0 +1,42 @@
+"""What a table's grid will cost on this device: `python scripts/plan.py TABLE [overrides]`. Trains a few steps, keeps none."""
+
+import sys
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+
+def main(arguments: list[str]) -> int:
+    tables = [argument for argument in arguments if "=" not in argument]
+    if len(tables) != 1:
+        print("error: name one table: make plan TABLE=mplora_table1", file=sys.stderr)
+        return 2
+    from melora_bench.plan import FORWARD_SHARE, PROBE_STEPS, plan
+
+    try:
+        costs = plan(tables[0], [argument for argument in arguments if "=" in argument])
+    except (ValueError, HydraException, OmegaConfBaseException) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for cost in costs:
+        what = (
+            f"{len(cost.missing)} seeds  {cost.steps:>9,} steps  {cost.tokens:>13,} tokens  {duration(cost.hours):>9}"
+        )
+        print(f"{' '.join(cost.job):60}  {what if cost.missing else 'done'}")
+    missing = [cost for cost in costs if cost.missing]
+    steps, tokens, evaluated, hours, seeds = (
+        sum(values)
+        for values in zip(*((c.steps, c.tokens, c.evaluated, c.hours, len(c.missing)) for c in missing), strict=True)
+    ) if missing else (0, 0, 0, 0, 0)  # fmt: skip
+    print(f"{tables[0]}: {len(costs) - len(missing)} points done, {len(missing)} missing ({seeds} records): {steps:,} steps, "
+          f"{tokens:,} tokens to train on, {evaluated:,} to evaluate, about {duration(hours)} on this device\n"
+          f"(a probe of {PROBE_STEPS} steps per method, evaluated tokens at {FORWARD_SHARE:.2f} of a trained one)")  # fmt: skip
+    return 0
+
+
+def duration(hours: float) -> str:
+    return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
