@@ -96,7 +96,7 @@ def load_adapter(model: nn.Module, head: str, replica: int, path: Path) -> dict:
     return {"sha256": sha256_file(path), "run_id": source.get("run_id")}
 
 
-def load_peft(layers: dict[str, AdapterLayer], replica: int, folder: Path) -> dict:
+def load_peft(layers: dict[str, AdapterLayer], head: str, replica: int, folder: Path) -> dict:
     """Start one replica at a PEFT LoRA adapter's update. Returns what `load_adapter` does; raises ValueError likewise."""
     path = folder / "adapter_model.safetensors"
     try:
@@ -106,7 +106,9 @@ def load_peft(layers: dict[str, AdapterLayer], replica: int, folder: Path) -> di
             config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"has an adapter_config.json that is not JSON ({error})") from error
-        from_peft(config, _read(path)[0], layers, replica)
+        if not isinstance(config, dict):
+            raise ValueError("has an adapter_config.json that is not a JSON object")
+        from_peft(config, _read(path)[0], layers, replica, head)
     except ValueError as error:
         raise ValueError(f"init_from: {folder} {error}") from error
     return {"sha256": sha256_file(path), "run_id": None}

@@ -1,11 +1,9 @@
 """A finished run as a PEFT LoRA adapter folder, or merged into a plain transformers checkpoint."""
 
+import glob
 import importlib.util
 import inspect
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +13,12 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from melora_bench import checkpoints, records
-from melora_bench.files import write_text
+from melora_bench.files import write_folder, write_text
 from melora_bench.methods.base import Method, merge
 from melora_bench.methods.interchange import PREFIX, to_peft
 from melora_bench.points import build, compose_run
 
-TOLERANCE = 1e-4  # of logits, float32
+TOLERANCE = 1e-5  # of logits, in float32
 
 
 @dataclass(kw_only=True)
@@ -47,15 +45,15 @@ def find(run: str, which: str, output_dir: str) -> list[Path]:
         name = records.load(_existing(run)).run_id if run.endswith(".json") else run
         runs = Path(output_dir, "runs")
         files = [runs / name / f"{which}.safetensors"]
-        if not files[0].exists():
-            files = sorted(runs.glob(f"{name}-s*/{which}.safetensors")) or files
+        if not files[0].exists() and not Path(name).is_absolute():
+            files = sorted(runs.glob(f"{glob.escape(name)}-s*/{which}.safetensors")) or files
     return [_existing(file) for file in files]
 
 
 def load(path: Path, backbone_path: str | None = None) -> Trained:
     """Build the model that an adapter file belongs to, and load it. Raises ValueError when the weights are not those."""
     about = checkpoints.about(path)
-    if "model" not in about:
+    if not {"model", "choices", "config", "config_hash", "git", "seed", "step", "epoch", "metrics"} <= about.keys():
         raise ValueError(f"{path} does not say which run it is of: it was not written by scripts/train.py")
     composed, _ = compose_run([f"{group}={about['choices'][group]}" for group in ("method", "task", "backbone")])
     parts = {group: {**about["config"][group], "_target_": composed[group]["_target_"]}
@@ -76,22 +74,39 @@ def load(path: Path, backbone_path: str | None = None) -> Trained:
 def export(
     run: str, to: str, *, which: str, merged: bool, output_dir: str, backbone_path: str | None
 ) -> dict[Path, float | None]:
-    """Write one folder per seed that `run` names: `to` for one, `to`/s<seed> for several.
+    """Write the folder `to`, with one folder s<seed> in it per seed if `run` names several: all of it, or nothing.
 
-    Returns the folders, each with `difference`. Raises ValueError when nothing is found, a folder is not empty, or a
-    method has no adapter to write.
+    Returns the folders, each with the `difference` that loading it with a stock library made. Raises ValueError when
+    nothing is found, `to` is taken, a method has no adapter to write, or that difference is more than rounding.
     """
-    files = find(run, which, output_dir)
-    folders = [Path(to)] if len(files) == 1 else [Path(to, f"s{checkpoints.about(file)['seed']}") for file in files]
-    for folder in folders:
-        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-            raise ValueError(f"to={folder} exists: name a new folder")
-    return {folder: _write_whole(folder, load(file, backbone_path), merged)
-            for file, folder in zip(files, folders, strict=True)}  # fmt: skip
+    files, target = find(run, which, output_dir), Path(to).absolute()
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise ValueError(f"to={to} exists: name a new folder")
+    places = [f"s{checkpoints.about(file).get('seed')}" if len(files) > 1 else "." for file in files]
+    found = {}
+
+    def write(temporary: Path) -> None:
+        for file, place in zip(files, places, strict=True):
+            trained, folder = load(file, backbone_path), temporary / place
+            folder.mkdir(exist_ok=True)
+            (write_merged if merged else write_adapter)(trained, folder)
+            found[Path(to) / place] = _checked(trained, folder, merged)
+
+    write_folder(target, write)
+    return found
+
+
+def _checked(trained: Trained, folder: Path, merged: bool) -> float | None:
+    found = difference(trained, folder, merged)
+    if found is not None and not found < TOLERANCE:
+        run = trained.about["run_id"]
+        raise ValueError(f"{run}: logits of a stock library differ from ours by {found:.1e}, nothing written")
+    return found
 
 
 def difference(trained: Trained, folder: Path, merged: bool) -> float | None:
-    """The largest difference between our logits and a stock library's that loads `folder`; None without peft."""
+    """The largest difference between our logits and a stock library's that loads `folder`, relative to the largest
+    logit where that is above 1; None without peft."""
     if not merged and not importlib.util.find_spec("peft"):
         return None
     if merged:
@@ -104,7 +119,8 @@ def difference(trained: Trained, folder: Path, merged: bool) -> float | None:
     ids = torch.randint(trained.model.config.vocab_size, (4, 16), generator=source)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.no_grad():
-        return (stock.eval()(**inputs).logits - trained.model(**inputs).logits).abs().max().item()
+        ours = trained.model(**inputs).logits
+        return ((stock.eval()(**inputs).logits - ours).abs().max() / ours.abs().max().clamp(min=1)).item()
 
 
 def write_adapter(trained: Trained, folder: Path) -> None:
@@ -119,7 +135,7 @@ def write_adapter(trained: Trained, folder: Path) -> None:
     factors |= {f"{PREFIX}{name}": value.float().cpu().contiguous() for name, value in tensors.items()
                 if name.startswith(f"{head}.")}  # fmt: skip
     save_file(factors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    base, commit = (backbone.repo, backbone.folder[1]) if backbone.folder[1] else (str(backbone.folder[0]), None)
+    base = _base(backbone)
     config |= {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS",
@@ -128,7 +144,7 @@ def write_adapter(trained: Trained, folder: Path) -> None:
         "bias": "none",
         "inference_mode": True,
         "base_model_name_or_path": base,
-        "revision": commit,
+        "revision": backbone.folder[1],
     }
     write_text(folder / "adapter_config.json", json.dumps(config, indent=2) + "\n")
     loading = f"""from peft import AutoPeftModelForSequenceClassification
@@ -144,8 +160,7 @@ def write_merged(trained: Trained, folder: Path) -> None:
     loading = """from transformers import AutoModelForSequenceClassification
 
 model = AutoModelForSequenceClassification.from_pretrained("this folder").eval()"""
-    base = trained.backbone.repo or str(trained.backbone.folder[0])
-    write_text(folder / "README.md", card(trained, "transformers", base, loading))
+    write_text(folder / "README.md", card(trained, "transformers", _base(trained.backbone), loading))
 
 
 def card(trained: Trained, library: str, base: str, loading: str) -> str:
@@ -183,26 +198,14 @@ base_model: {base}
 """
 
 
+def _base(backbone) -> str:
+    """Where the weights came from: the hub's repository, or a folder."""
+    folder, commit = backbone.folder
+    return backbone.repo if commit else str(folder)
+
+
 def _existing(path: str | Path) -> Path:
     if not Path(path).is_file():
         raise ValueError(f"{path} does not exist: run= takes a record, an adapter file, or "
                          "<experiment>/<task>/<method>-<hash>[-s<seed>] with adapters under output_dir")  # fmt: skip
     return Path(path)
-
-
-def _write_whole(folder: Path, trained: Trained, merged: bool) -> float | None:
-    """Fill a temporary folder, load it with a stock library, compare, and only then rename it to `folder`."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        (write_merged if merged else write_adapter)(trained, temporary)
-        found = difference(trained, temporary, merged)
-        if found is not None and not found < TOLERANCE:
-            raise ValueError(
-                f"{trained.about['run_id']}: a stock library's logits differ from ours by {found:.1e}: nothing written"
-            )
-        temporary.chmod(0o755)
-        os.replace(temporary, folder)
-        return found
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,20 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_folder(path: Path, write: Callable[[Path], None]) -> Path:
+    """Let `write(temporary)` fill a folder, then rename it to `path`, which may exist if it is empty."""
+    there = next(parent for parent in path.absolute().parents if parent.exists())
+    temporary = Path(tempfile.mkdtemp(dir=there, prefix=f".{path.name}."))
+    try:
+        write(temporary)
+        temporary.chmod(0o755)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return path
 
 

@@ -187,7 +187,7 @@ class PackedRun:
             return None
         folder = Path(source) if Path(source).is_dir() else Path(self.config["output_dir"], "runs", f"{source}-s{seed}")
         if (folder / "adapter_config.json").is_file():
-            return {"source": source, **checkpoints.load_peft(self.method.layers, k, folder)}
+            return {"source": source, **checkpoints.load_peft(self.method.layers, self.backbone.head, k, folder)}
         return {"source": source, **checkpoints.load_adapter(model, self.backbone.head, k, folder / "last.safetensors")}
 
     def _resume(self, checkpoint: Path) -> None:

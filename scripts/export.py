@@ -13,12 +13,15 @@ OPTIONS = {"run": None, "to": None, "which": "best", "merged": "false", "output_
 
 def main(arguments: list[str]) -> int:
     given = dict(argument.partition("=")[::2] for argument in arguments)
-    odd = [key for key in given if key not in OPTIONS]
     options = OPTIONS | given
-    if odd or not (options["run"] and options["to"]) or options["merged"].lower() not in ("true", "false"):
-        print(f"error: {odd[0]} is no option\n" * bool(odd) + __doc__.partition("\n\n")[2], file=sys.stderr)
+    slips = [f"{key} is no option" for key in given if key not in OPTIONS]
+    slips += [f"{key}= is missing" for key in ("run", "to") if not options[key]]
+    if options["merged"] not in ("true", "false"):
+        slips.append(f"merged={options['merged']} must be true or false")
+    if slips:
+        print(f"error: {slips[0]}\n{__doc__.partition(chr(10) * 2)[2]}", file=sys.stderr)
         return 2
-    merged = options["merged"].lower() == "true"
+    merged = options["merged"] == "true"
     import transformers
 
     from melora_bench.export import export
@@ -28,14 +31,13 @@ def main(arguments: list[str]) -> int:
     try:
         folders = export(options["run"], options["to"], which=options["which"], merged=merged,
                          output_dir=options["output_dir"], backbone_path=options["backbone.path"])  # fmt: skip
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    library = "transformers" if merged else "peft"
     for folder, difference in folders.items():
-        checked = (
-            "not checked, as peft is not installed" if difference is None else f"logits within {difference:.1e} of ours"
-        )
-        print(f"wrote {folder}  ({checked} when loaded by {'transformers' if merged else 'peft'})")
+        found = f"{library} loads it with logits within {difference:.1e} of ours" if difference is not None else ""
+        print(f"wrote {folder}  ({found or 'not checked, as peft is not installed'})")
     return 0
 
 

@@ -38,7 +38,10 @@ def test_a_held_point_is_left_alone(tiny_overrides, tmp_path):
 
 def test_a_dead_workers_point_is_free(tiny_overrides):
     """kill -9 leaves no claim behind."""
-    held = "import sys, time; from test_claims import point\nwith point(sys.argv[1:]).claimed() as mine: print(mine, flush=True); time.sleep(60)"
+    held = (
+        "import sys, time; from test_claims import point\n"
+        "with point(sys.argv[1:]).claimed() as mine: print(mine, flush=True); time.sleep(60)"
+    )
     worker = subprocess.Popen([sys.executable, "-c", held, *tiny_overrides], stdout=subprocess.PIPE, text=True,
                               env=ENV | {"PYTHONPATH": os.pathsep.join(sys.path)})  # fmt: skip
     assert worker.stdout.readline() == "True\n"

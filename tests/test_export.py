@@ -34,11 +34,6 @@ STRONGER = {"adalora": ["method.alpha=1600"], "dylora": ["method.alpha=64"], "ve
 LONG = ("epochs=16", "lr=0.01", "backbone.dropout=0", "backbone.target_modules=[query,value]")
 
 
-def bug(raises, *values):
-    """A case that fails today, so."""
-    return pytest.param(*values, marks=pytest.mark.xfail(strict=True, raises=raises))
-
-
 @pytest.fixture(scope="module")
 def trained(tiny_roberta, tiny_data, tmp_path_factory):
     """trained(method, *overrides): the records of seeds 0 and 1; every run is made once, when a test first asks."""
@@ -134,7 +129,7 @@ def test_stock_peft_computes_what_we_do(name, trained, export, tiny_roberta, tmp
     record, folder = trained(name)[1], tmp_path / "adapter"
     file = trained.file(record, "last")
     code, out, err = export(run=record.run_id, to=folder, which="last")
-    assert code == 0 and err == "" and re.fullmatch(rf"wrote {folder}  \(logits within .* loaded by peft\)\n", out)
+    assert code == 0 and err == "" and re.fullmatch(rf"wrote {folder}  \(peft loads it with logits within .* of ours\)\n", out)
     ours = rebuilt(tiny_roberta, record, file)
     assert gap(stock(folder, tiny_roberta), ours, tiny_roberta) <= 1e-5
     assert (gap(headed(tiny_roberta, file), ours, tiny_roberta) > 1e-3) == (name != "head")
@@ -146,7 +141,7 @@ def test_transformers_alone_computes_what_we_do(name, trained, export, tiny_robe
     record, folder = trained(name)[0], tmp_path / "merged"
     file = trained.file(record, "last")
     code, out, err = export(run=record.run_id, to=folder, which="last", merged="true")
-    assert code == 0 and err == "" and f"wrote {folder}  (logits within " in out and "transformers)" in out
+    assert code == 0 and err == "" and f"wrote {folder}  (transformers loads it with logits within " in out
     assert names(folder) == MERGED
     theirs, report = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
     assert not any(report.values()) and {value.dtype for value in theirs.state_dict().values()} == {torch.float32}
@@ -353,9 +348,9 @@ def test_options(export, tmp_path):
     assert names(tmp_path) == set()
 
 
-@pytest.mark.parametrize("options", [bug(IndexError, {"run": "x"}), bug(IndexError, {"to": "a"}),
-                                     bug(IndexError, {"run": "x", "to": ""}),
-                                     bug(IndexError, {"run": "x", "to": "a", "merged": "maybe"})])  # fmt: skip
+@pytest.mark.parametrize("options", [{"run": "x"}, {"to": "a"},
+                                     {"run": "x", "to": ""},
+                                     {"run": "x", "to": "a", "merged": "maybe"}])  # fmt: skip
 def test_options_left_out(options, export, tmp_path, monkeypatch):
     """Without run= or to=, or with merged= neither true nor false, the usage is shown."""
     monkeypatch.chdir(tmp_path)
@@ -382,17 +377,16 @@ def test_target_of_several_seeds_that_exists(long, refused, tmp_path):
     """One seed's folder being taken, the other seed is not written either."""
     (tmp_path / "a" / "s1").mkdir(parents=True)
     (tmp_path / "a" / "s1" / "mine").write_text("mine")
-    refused(r"to=.*a/s1 exists", run=long[0].run_id.removesuffix("-s0"))
+    refused(r"to=.*a exists", run=long[0].run_id.removesuffix("-s0"))
 
 
-@pytest.mark.xfail(strict=True, raises=FileExistsError)
 def test_target_of_several_seeds_that_is_a_file(long, refused, tmp_path):
     (tmp_path / "a").write_text("mine")
     refused(r"to=.*a\b", run=long[0].run_id.removesuffix("-s0"))
 
 
 @pytest.mark.parametrize("run", ["adhoc/sst2/lora-0123456789", "adhoc/sst2/lora-0123456789-s0", "nothing.json",
-                                 "nothing.safetensors", bug(NotImplementedError, "/nothing/lora-0123456789")])  # fmt: skip
+                                 "nothing.safetensors", "/nothing/lora-0123456789"])  # fmt: skip
 def test_run_that_does_not_exist(run, refused):
     refused(r"nothing|lora-0123456789.* does not exist: run= takes a record", run=run)
 
@@ -456,7 +450,7 @@ def test_second_seed_broken(long, trained, refused, tmp_path):
 )
 @pytest.mark.parametrize(("broken", "merged", "to"), [
     ("save_file", "false", "a"), ("merge", "true", "a"), ("card", "false", "a"), ("card", "true", "a"),
-    ("difference", "false", "a"), bug(AssertionError, "save_file", "false", "new/a"),
+    ("difference", "false", "a"), ("save_file", "false", "new/a"),
 ])  # fmt: skip
 def test_failure_while_writing_leaves_nothing(broken, merged, to, error, long, export, tmp_path, monkeypatch):
     """Whatever step fails, neither the folder nor a part of it stays."""
@@ -474,7 +468,6 @@ def test_failure_while_writing_leaves_nothing(broken, merged, to, error, long, e
     assert reached == [broken] and names(tmp_path) == set()
 
 
-@pytest.mark.xfail(strict=True, raises=OSError)
 def test_failure_of_the_disk_is_one_line(long, refused, monkeypatch):
     def fail(*arguments, **options):
         raise OSError("no space left")
@@ -491,7 +484,7 @@ def test_wrong_factors_are_noticed(long, refused, monkeypatch):
         return config, {key: value * (1.5 if "lora_B" in key else 1.0) for key, value in tensors.items()}
 
     monkeypatch.setattr("melora_bench.export.to_peft", scaled)
-    refused(r"a stock library's logits differ from ours by \d\.\de-0\d: nothing written", run=long[0].run_id)
+    refused(r"logits of a stock library differ from ours by \d\.\de-0\d, nothing written", run=long[0].run_id)
 
 
 def test_wrong_merge_is_noticed(long, refused, monkeypatch):
@@ -501,7 +494,7 @@ def test_wrong_merge_is_noticed(long, refused, monkeypatch):
         return found
 
     monkeypatch.setattr("melora_bench.export.merge", shifted)
-    refused(r"a stock library's logits differ from ours by .*: nothing written", run=long[0].run_id, merged="true")
+    refused(r"logits of a stock library differ from ours by .*, nothing written", run=long[0].run_id, merged="true")
 
 
 def test_without_peft_it_says_so(long, export, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from torch import Tensor
 from melora_bench.methods.base import AdapterLayer
 
 PREFIX = "base_model.model."
+INITS = (True, False, None, "gaussian", "eva", "orthogonal")  # of PEFT's, those that leave the base weights alone
 NOTHING_ADAPTED = "dummy-target-modules"  # what PEFT takes for an adapter of modules_to_save alone
 
 
@@ -34,18 +35,33 @@ def to_peft(layers: dict[str, AdapterLayer], replica: int) -> tuple[dict, dict[s
     }, tensors
 
 
-def from_peft(config: dict, tensors: dict[str, Tensor], layers: dict[str, AdapterLayer], replica: int) -> None:
-    """Start one replica at a PEFT LoRA adapter; its head is not taken, as its classes may differ.
+def from_peft(
+    config: dict, tensors: dict[str, Tensor], layers: dict[str, AdapterLayer], replica: int, head: str
+) -> None:
+    """Start one replica at a PEFT LoRA adapter; what it has below module `head` is not taken, as its classes may differ.
 
-    Raises ValueError for another kind of adapter, other modules, or factors that the layers cannot hold.
+    Raises ValueError for another kind of adapter, one that holds more than the factors of `layers`, or factors that the
+    layers cannot hold.
     """
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise ValueError(f"is {kind}, not LORA")
     odd = [key for key in ("use_dora", "lora_bias", "trainable_token_indices", "target_parameters") if config.get(key)]
-    if config.get("peft_type") != "LORA" or odd:
-        raise ValueError(
-            f"is {config.get('peft_type')} with {odd[0]}" if odd else f"is {config.get('peft_type')}, not LORA"
-        )
-    named = re.compile(rf"{re.escape(PREFIX)}(.+)\.lora_A\.weight")
-    found = {match[1] for match in map(named.fullmatch, tensors) if match}
+    if odd:
+        raise ValueError(f"is {kind} with {odd[0]}, which is more than two factors per module")
+    if config.get("init_lora_weights", True) not in INITS:
+        raise ValueError(f"has init_lora_weights={config['init_lora_weights']!r}, for which PEFT changes the base weights: "
+                         "convert it to plain LoRA with peft's save_pretrained first")  # fmt: skip
+    if type(config.get("lora_alpha")) not in (int, float):
+        raise ValueError(f"has lora_alpha={config.get('lora_alpha')!r}, which is no number")
+    named = re.compile(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])\.weight")
+    factors = [match.groups() for match in map(named.fullmatch, tensors) if match]
+    found = {name for name, _ in factors}
+    others = [name for name in tensors if not named.fullmatch(name) and not name.startswith(f"{PREFIX}{head}.")]
+    if others:
+        raise ValueError(f"holds {min(others)}, which is neither a factor of LoRA nor of the head")
+    if len(factors) != 2 * len(found):
+        raise ValueError("lacks one of the factors of a module")
     if found != set(layers):
         odd = min(found ^ set(layers))
         raise ValueError(f"adapts {len(found)} modules, this run {len(layers)}: {odd} is one of one side alone")
