@@ -5,7 +5,7 @@ DONE := .venv/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock torch
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow test-gpu lint format check glue-sweep plan sweep status tables docs bench lock
+.PHONY: help setup quickstart test test-slow test-gpu lint format check glue-sweep plan sweep status tables figures docs bench lock
 
 help:  ## print every target
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -58,6 +58,9 @@ status: $(DONE)  ## the points of a grid as done, running, failed, missing (TABL
 
 tables: $(DONE)  ## results/tables from the records under results/runs
 	$(BIN)/python scripts/tables.py
+
+figures: $(DONE)  ## results/figures from the records under results/runs
+	$(BIN)/python scripts/figures.py
 
 docs: $(DONE)  ## docs/methods.md: facts of every method, counted and measured
 	$(BIN)/python scripts/methods.py

@@ -1,6 +1,7 @@
 """From records to the papers' tables: ours beside the published numbers, with seeds, spread and a verdict."""
 
 import functools
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -33,30 +34,47 @@ def with_numbers(names: list[str], results_dir: str | None = None) -> list[str]:
     for name in names:
         grid = load_grid(name)
         runs = Path(results_dir or ROOT / grid.get("results_dir", "results")) / "runs" / grid["experiment"]
-        if grid["table"]["paper"] and (_printed(grid["table"]) or any(runs.glob("*/*.json"))):
+        if grid["table"]["paper"] and (printed(grid["table"]) or any(runs.glob("*/*.json"))):
             found.append(name)
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assembled:
+    """A table with everything that its records say."""
+
+    table: dict
+    results: Path
+    cells: Cells
+    rows: list[dict]  # what `rows_of` gives
+    obstacles: dict[str, str]  # by run_id, what keeps a record from a verdict; empty: nothing
+
+
+def assemble(name: str, results_dir: str | None = None) -> Assembled:
+    """Raises ValueError for a bad record, or for two configs that claim one cell."""
+    grid = load_grid(name)
+    table, results = grid["table"], Path(results_dir or ROOT / grid.get("results_dir", "results"))
+    cells = collect(table, records.load_all(results, grid["experiment"]), results)
+    obstacles = {r.run_id: obstacle(r, table) for runs in cells.values() for r in all_records(runs)}
+    rows = rows_of(table, cells, obstacles)
+    return Assembled(table=table, results=results, cells=cells, rows=rows, obstacles=obstacles)
 
 
 def regenerate(name: str, results_dir: str | None = None) -> tuple[Path, Path, Path]:
     """Write <results_dir>/tables/<name>.csv, .md and .tex from the records of that experiment; returns the paths.
 
-    Raises ValueError for a bad record, or for two configs that claim one cell; the old files then stay.
+    Raises ValueError as `assemble` does, and for a table without any number; the old files then stay.
     """
-    grid = load_grid(name)
-    table, results = grid["table"], Path(results_dir or ROOT / grid.get("results_dir", "results"))
-    cells = collect(table, records.load_all(results, grid["experiment"]), results)
-    if not cells and not _printed(table):
-        raise ValueError(f"{results}/runs/{grid['experiment']} has no records: run scripts/train.py table={name} first")
-    obstacles = {r.run_id: obstacle(r, table) for runs in cells.values() for r in all_records(runs)}
-    rows = rows_of(table, cells, obstacles)
-    frame = pd.DataFrame(rows).drop(columns=["scores", "sure"])
+    it = assemble(name, results_dir)
+    if not it.cells and not printed(it.table):
+        raise ValueError(f"{it.results} has no records of {name}: run scripts/train.py table={name} first")
+    frame = pd.DataFrame(it.rows).drop(columns=["scores", "sure"])
     texts = {
         "csv": frame.to_csv(index=False, lineterminator="\n"),
-        "md": markdown(table, rows, cells, set(filter(None, obstacles.values()))),
-        "tex": latex(table, rows),
+        "md": markdown(it.table, it.rows, it.cells, set(filter(None, it.obstacles.values()))),
+        "tex": latex(it.table, it.rows),
     }
-    csv, md, tex = (write_text(results / "tables" / f"{name}.{kind}", text) for kind, text in texts.items())
+    csv, md, tex = (write_text(it.results / "tables" / f"{name}.{kind}", text) for kind, text in texts.items())
     return csv, md, tex
 
 
@@ -70,7 +88,7 @@ def collect(table: dict, found: list[RunRecord], results: Path) -> Cells:
     for record in found:
         task, backbone = record.choices["task"], record.choices["backbone"]
         for number, row in enumerate(table["rows"]):
-            values = {key: str(_lookup(record, key)) for key in row["points"]}
+            values = {key: str(lookup(record, key)) for key in row["points"]}
             if task not in table["tasks"] or any(values[key] not in listed(row, key) for key in values):
                 continue
             value = values.get(row.get("over"), "")
@@ -93,7 +111,7 @@ def rows_of(table: dict, cells: Cells, obstacles: dict[str, str]) -> list[dict]:
     blank unless every task has a score. An average also has `sure`, {estimate: Sure}, which compares it with the first
     row of LoRA. obstacles: by run_id, what keeps a record from a verdict.
     """
-    printed, lines = _printed(table), []
+    paper, lines = printed(table), []
     for backbone in sorted({backbone for backbone, _, _ in cells}) or ["roberta_base"]:
         lora: list[dict[str, Score]] = []  # the tasks of the first row of LoRA
         for number, row in enumerate(table["rows"]):
@@ -112,7 +130,7 @@ def rows_of(table: dict, cells: Cells, obstacles: dict[str, str]) -> list[dict]:
                         reasons[task] = "; ".join(dict.fromkeys(filter(None, each)))
                     done |= {task: found} if found else {}
                     about = {"backbone": backbone, "row": label, "task": task, "chosen": chosen}
-                    cell = printed.get((printed_as, variant, task))
+                    cell = paper.get((printed_as, variant, task))
                     lines.append(_line(about, runs, found, cell, reasons.get(task, "")))
                 if table["average"]:
                     tasks = list(done.values()) if len(done) == len(table["tasks"]) else []
@@ -120,7 +138,7 @@ def rows_of(table: dict, cells: Cells, obstacles: dict[str, str]) -> list[dict]:
                         lora = tasks
                     found = average(tasks) if tasks else {}
                     about = {"backbone": backbone, "row": label, "task": table["average"], "chosen": ""}
-                    cell = printed.get((printed_as, variant, table["average"]))
+                    cell = paper.get((printed_as, variant, table["average"]))
                     why = "; ".join(f"{task} {reason}" for task, reason in reasons.items() if reason)
                     lines.append(_line(about, {}, found, cell, why, sure(tasks, lora) if found else {}))
     return lines
@@ -143,7 +161,7 @@ def obstacle(record: RunRecord, table: dict) -> str:
     expected = _settings(table["paper"], record.choices["task"], record.choices["method"])
     points = {key for row in table["rows"] for key in row["points"]}
     other = [f"{key} {value} instead of {wanted}" for key, wanted in expected.items()
-             if key not in points and (value := _lookup(record, key)) != wanted]  # fmt: skip
+             if key not in points and (value := lookup(record, key)) != wanted]  # fmt: skip
     backbone = [] if record.choices["backbone"] == "roberta_base" else [f"backbone {record.choices['backbone']}"]
     for split, part in record.data.items():
         if part is None or part.get("file", split) != split:
@@ -156,7 +174,7 @@ def listed(row: dict, key: str | None) -> list[str]:
     return [str(value) for value in as_list(row["points"].get(key, ""))]
 
 
-def _printed(table: dict) -> dict[tuple[str, str, str], published.Cell]:
+def printed(table: dict) -> dict[tuple[str, str, str], published.Cell]:
     """The table's published cells; none for a table or figure whose numbers are ours or could not be recovered."""
     return published.index(table["paper"], table["number"]) if table["paper"] else {}
 
@@ -204,7 +222,7 @@ def _line(
     return line | {"scores": found, "sure": certain or {}}
 
 
-def _lookup(record: RunRecord, key: str) -> object:
+def lookup(record: RunRecord, key: str) -> object:
     """The record's value of a config key; `method` itself is the group's option."""
     if key in record.choices:
         return record.choices[key]

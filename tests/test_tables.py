@@ -211,7 +211,7 @@ def test_without_records_a_papers_table_shows_the_published_numbers_alone(tmp_pa
     assert "| *published, roberta-base* |  | 87.09 | 52.07 | 94.61 | 90.12 | 92.99 | 76.17 | 82.18 |" in text
     assert "No records yet: only published numbers are shown." in text
     assert "±" not in text
-    with pytest.raises(ValueError, match=r"has no records: run scripts/train\.py table=quickstart first"):
+    with pytest.raises(ValueError, match=r"has no records of quickstart: run scripts/train\.py table=quickstart first"):
         regenerate("quickstart", tmp_path)
 
 
