@@ -50,8 +50,9 @@ glue-sweep: $(DONE)  ## both papers' Table 2: every missing point (ARGS narrows 
 plan: $(DONE)  ## what a grid will cost on this device: points, steps, tokens, hours (TABLE=name)
 	@$(BIN)/python scripts/plan.py $(TABLE) $(ARGS)
 
-sweep: $(DONE)  ## every missing point of one grid (TABLE=name, ARGS narrows or overrides)
+sweep: $(DONE)  ## every missing point of one grid, then its table (TABLE=name, ARGS narrows or overrides)
 	$(BIN)/python scripts/train.py -m table=$(TABLE) $(ARGS)
+	$(BIN)/python scripts/tables.py $(TABLE)
 
 status: $(DONE)  ## the points of a grid as done, running, failed, missing (TABLE=name, ARGS as for the sweep)
 	@$(BIN)/python scripts/status.py $(TABLE) $(ARGS)

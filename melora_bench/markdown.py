@@ -1,5 +1,6 @@
 """A table as Markdown: a block per backbone and estimate, published rows under the estimate that the papers use, a footer."""
 
+from melora_bench import audit
 from melora_bench.estimates import ESTIMATES, Runs, all_records
 from melora_bench.records import RunRecord
 
@@ -18,6 +19,8 @@ def markdown(table: dict, rows: list[dict], cells: dict, obstacles: set[str]) ->
                     if row["verdict"] and not row["verdict"].startswith("not comparable")]  # fmt: skip
         lines += ["Verdicts on the best epoch:", "", *(f"- {text}" for text in verdicts), ""] if verdicts else []
         lines += [f"† the training of {backbone} saw texts of these tasks.", ""] if seen else []
+    if table.get("audit"):
+        lines += ["## Verdicts", "", *(f"* {text}" for text in audit.verdicts(table, cells)), ""]
     return "\n".join(lines + _footer(cells, obstacles)) + "\n"
 
 

@@ -129,7 +129,11 @@ def test_stock_peft_computes_what_we_do(name, trained, export, tiny_roberta, tmp
     record, folder = trained(name)[1], tmp_path / "adapter"
     file = trained.file(record, "last")
     code, out, err = export(run=record.run_id, to=folder, which="last")
-    assert code == 0 and err == "" and re.fullmatch(rf"wrote {folder}  \(peft loads it with logits within .* of ours\)\n", out)
+    assert (
+        code == 0
+        and err == ""
+        and re.fullmatch(rf"wrote {folder}  \(peft loads it with logits within .* of ours\)\n", out)
+    )
     ours = rebuilt(tiny_roberta, record, file)
     assert gap(stock(folder, tiny_roberta), ours, tiny_roberta) <= 1e-5
     assert (gap(headed(tiny_roberta, file), ours, tiny_roberta) > 1e-3) == (name != "head")

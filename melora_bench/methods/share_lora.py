@@ -59,6 +59,12 @@ class ShareLoRA(LoRA):
         options = {"r": self.r, "alpha": self.alpha, "lora_dropout": self.lora_dropout, "init": self.init_a}
         return ShareLoRALayer(base, replicas, n=self.n, path_dropout=self.path_dropout, **options)
 
+    def report(self, replica: int) -> dict:
+        """The number of paths that differ by more than rounding, in the layer where they are most."""
+        paths = [(layer.B[replica].detach().flatten(1) / layer.B[replica].detach().abs().max().clamp(min=1e-9) * 1e3).round()
+                 for layer in self.layers.values()]  # fmt: skip
+        return {"distinct_paths": max(len(torch.unique(rows, dim=0)) for rows in paths)}
+
     def penalty(self) -> Tensor | float:
         if self.orth == 0:
             return 0.0
