@@ -43,8 +43,10 @@ def _figures(it: Assembled, backbone: str) -> Iterator[tuple[str, Figure]]:
         yield "parameters", against_parameters(table, rows, title)
         if differences := to_lora(table, rows):
             yield "differences", forest(differences, title)
-        if "figure" in table:
+        if "x" in table.get("figure", {}):
             yield "sweep", sweep(table, mine, rows, title)
+        if "spectrum" in table.get("figure", {}):
+            yield "spectrum", spectrum(table, mine, title)
 
 
 def curves(table: dict, cells: dict, title: str) -> Figure:
@@ -121,8 +123,7 @@ def sweep(table: dict, cells: dict, rows: list[dict], title: str) -> Figure:
     cells_of_paper: dict[tuple[str, str, str], Cell] = printed(table)
     lines: dict[tuple, list] = {}
     for row in rows:
-        number = next(i for i, each in enumerate(table["rows"]) if row["row"].startswith(each["label"]))
-        points = table["rows"][number]["points"]
+        points = next(each["points"] for each in table["rows"] if f"{row['row']}, ".startswith(f"{each['label']}, "))
         if not row["scores"] or row["task"] not in panels or x_key not in points or ", best" in row["row"]:
             continue
         score = row["scores"]["best"]
@@ -142,6 +143,22 @@ def sweep(table: dict, cells: dict, rows: list[dict], title: str) -> Figure:
                         float(row["points"][x_key]), cell.value, "o", color="grey", fillstyle="none", label="published"
                     )
     _finish(figure, panels, x_key, "score, %")
+    return figure
+
+
+def spectrum(table: dict, cells: dict, title: str) -> Figure:
+    """The number of singular values of each layer's update above 0.1 after training, mean over seeds, a panel per module."""
+    counts: dict[tuple[str, int], dict[str, list[int]]] = {}  # (panel, row) -> layer -> one count per seed
+    for (number, task), runs in cells.items():
+        for record in (record for by_seed in runs.values() for record in by_seed.values()):
+            for layer, count in record.epochs[-1]["report"].get("singular_values_above_0.1", {}).items():
+                module = f"{task}: {layer.rsplit('.', 1)[1]}"
+                counts.setdefault((module, number), {}).setdefault(layer, []).append(count)
+    figure, panels = _panels(list(dict.fromkeys(module for module, _ in counts)), title)
+    for (module, number), layers in counts.items():
+        means = [np.mean(values) for values in layers.values()]
+        panels[module].plot(range(len(means)), means, label=table["rows"][number]["label"], **_look(number))
+    _finish(figure, panels, "layer", "singular values above 0.1")
     return figure
 
 

@@ -106,7 +106,10 @@ class Trainer:
                 means = {"train_loss": round(loss, 6), "penalty": round(penalty, 9)}
                 times = {"train_seconds": trained - start, "eval_seconds": time.perf_counter() - trained}
                 times = {key: round(value, 3) for key, value in times.items()}
-                self.history[k].append({**entry, **means, **scores[k], **times, "report": self.method.report(k)})
+                report = self.method.report(k)
+                if self.epoch == self.epochs:
+                    report["singular_values_above_0.1"] = self.method.spectrum(k)
+                self.history[k].append({**entry, **means, **scores[k], **times, "report": report})
 
     @torch.no_grad()
     def evaluate(self) -> list[dict | None]:

@@ -19,12 +19,12 @@ def yaml(name: str) -> dict:
 def record(
     *, method="lora", n=None, r=8, task="mrpc", seed=0, curve=(0.8, 0.9), halves=None, experiment="mplora_table2",
     recipe=None, backbone="roberta_base", weights="a" * 64, data="b" * 64, seeds=(0, 1, 2), dirty=False, adapter=294912,
-    seen=(), **config,
+    seen=(), own=(), **config,
 ) -> RunRecord:  # fmt: skip
     """One seed of one run. curve: the metric per epoch; halves: (first half, second half) per epoch, by default equal to
-    the curve; `config` overrides top-level keys of the recipe's config."""
+    the curve; `own` overrides the method's keys, `config` the top-level keys of the recipe's config."""
     metric, recipe = METRIC.get(task, "accuracy"), recipe or f"mplora/{task}"
-    given = {"r": r, "n": n, "target_modules": ["query", "value"]}
+    given = {"r": r, "n": n, "target_modules": ["query", "value"], **dict(own)}
     own = {key: given.get(key, value) for key, value in yaml(f"method/{method}").items()}
     place = {"name": backbone, "seen": list(seen)}
     full = yaml("train") | {"precision": "no"} | yaml(f"recipe/{recipe}")

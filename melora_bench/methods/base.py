@@ -64,6 +64,11 @@ class AdapterLayer(nn.Module):
         """Exact factors of the update, the scale folded in: B (R, d_out, k) and A (R, k, d_in)."""
         return self.B * self.scaling, self.A
 
+    def singular_values(self) -> Tensor:
+        """(R, k): those of the update, from its factors alone: no (d_out, d_in) matrix is made."""
+        B, A = (factor.detach().double() for factor in self.lora_factors())
+        return torch.linalg.svdvals(torch.linalg.qr(B).R @ torch.linalg.qr(A.mT).R.mT)
+
     def load_lora_factors(self, replica: int, B: Tensor, A: Tensor) -> None:
         """Start one replica at the update B A, the scale folded in; raises ValueError where this form cannot hold it."""
         raise ValueError(f"{type(self).__name__} cannot start from another method's factors")
@@ -127,6 +132,10 @@ class Method:
     def report(self, replica: int) -> dict:
         """What to store in a replica's record after each epoch (the ranks in use, say)."""
         return {}
+
+    def spectrum(self, replica: int) -> dict[str, int]:
+        """By layer, how many singular values of a replica's update are above 0.1 (MELoRA paper, figure 3)."""
+        return {name: int((layer.singular_values()[replica] > 0.1).sum()) for name, layer in self.layers.items()}
 
     def state_dict(self) -> dict:
         """What neither the model nor the optimizer holds, for the checkpoint."""
