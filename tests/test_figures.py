@@ -95,12 +95,9 @@ def test_a_spectrum_counts_by_layer_and_module(tmp_path):
 def test_the_same_records_give_the_same_files(tmp_path):
     results = saved(tmp_path, *lora_and_mplora())
     first = {path: path.read_bytes() for path in draw("mplora_table2", results)}
-    kinds = {"curves", "parameters", "differences"}
-    assert {path.name for path in first} == {
-        f"mplora_table2_roberta_base_{kind}.{end}" for kind in kinds for end in ("svg", "png")
-    }
+    names = [f"mplora_table2_roberta_base_{kind}" for kind in ("curves", "differences", "parameters")]
+    assert sorted(path.name for path in first) == [f"{name}.{end}" for name in names for end in ("png", "svg")]
     assert first == {path: path.read_bytes() for path in draw("mplora_table2", results)}
-    assert all(np.frombuffer(content[:4], np.uint8).size for content in first.values())
 
 
 def test_no_records_no_figures(tmp_path):
