@@ -5,7 +5,7 @@ DONE := .venv/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock torch
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow test-gpu lint format check glue-sweep plan sweep status tables figures docs bench lock
+.PHONY: help setup quickstart test test-slow test-gpu lint format check glue-sweep plan sweep status tables figures report docs bench lock
 
 help:  ## print every target
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -62,6 +62,9 @@ tables: $(DONE)  ## results/tables from the records under results/runs
 
 figures: $(DONE)  ## results/figures from the records under results/runs
 	$(BIN)/python scripts/figures.py
+
+report: $(DONE)  ## results/report.html: tables, figures, verdicts and every run on one page
+	$(BIN)/python scripts/report.py
 
 docs: $(DONE)  ## docs/methods.md: facts of every method, counted and measured
 	$(BIN)/python scripts/methods.py

@@ -29,12 +29,12 @@ def load_grid(name: str) -> dict:
 
 
 def with_numbers(names: list[str], results_dir: str | None = None) -> list[str]:
-    """Those of the papers' tables that have published numbers or a record."""
+    """Those tables of the committed results that have published numbers or a record."""
     found = []
     for name in names:
         grid = load_grid(name)
-        runs = Path(results_dir or ROOT / grid.get("results_dir", "results")) / "runs" / grid["experiment"]
-        if grid["table"]["paper"] and (printed(grid["table"]) or any(runs.glob("*/*.json"))):
+        runs = Path(results_dir or ROOT / "results") / "runs" / grid["experiment"]
+        if "results_dir" not in grid and (printed(grid["table"]) or any(runs.glob("*/*.json"))):
             found.append(name)
     return found
 

@@ -10,7 +10,7 @@ from melora_bench.tables import regenerate, with_numbers
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     names = [path.stem for path in sorted((ROOT / "configs" / "table").glob("*.yaml"))]
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(names)}; default: the papers' that have numbers")
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(names)}; default: all of the committed results")
     parser.add_argument("--results", help="where the records are, if not in the table's own place")
     arguments = parser.parse_args()
     try:

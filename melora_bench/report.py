@@ -1,0 +1,117 @@
+"""One HTML file with every table, figure, verdict and run: it needs no network and can be sent by mail."""
+
+import html
+import json
+import re
+from pathlib import Path
+
+from melora_bench import audit, records
+from melora_bench.estimates import ESTIMATES, all_records
+from melora_bench.files import write_text
+from melora_bench.records import ROOT, RunRecord
+from melora_bench.tables import Assembled, assemble, with_numbers
+
+TEMPLATE = Path(__file__).with_suffix(".html")
+
+
+def write(results_dir: str | None = None) -> Path:
+    """Write <results_dir>/report.html from the records and figures there. Raises ValueError for a bad record."""
+    results = Path(results_dir or ROOT / "results")
+    names = sorted(path.stem for path in (ROOT / "configs" / "table").glob("*.yaml"))
+    tables = {name: it for name in with_numbers(names, results) if (it := assemble(name, str(results))).cells}
+    found = [record for folder in sorted((results / "runs").glob("*")) if folder.name != "adhoc"
+             for record in records.load_all(results, folder.name)]  # fmt: skip
+    backbones = sorted({record.choices["backbone"] for record in found})
+    summary = (
+        f"{len(found)} runs on {', '.join(backbones) or 'no backbone'}, in {len(tables)} tables. Scores are percentages, "
+        "mean ± sd over seeds. Click a column to sort, a run to see its config, curve and environment."
+    )
+    links = {name: it.table["title"] for name, it in tables.items()} | {"found": "What we found", "runs-all": "Runs"}
+    parts = {
+        "summary": html.escape(summary),
+        "nav": " ".join(f'<a href="#{name}">{html.escape(title)}</a>' for name, title in links.items()),
+        "body": "\n".join([*(_section(name, it) for name, it in tables.items()), _found()]),
+        "data": json.dumps([_run(record) for record in found], separators=(",", ":")).replace("<", "\\u003c"),
+    }
+    page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], TEMPLATE.read_text(encoding="utf-8"))
+    return write_text(results / "report.html", page)
+
+
+def _section(name: str, it: Assembled) -> str:
+    """A table's best-epoch and other estimates, its verdicts, figures and footnotes."""
+    lines = [f'<h2 id="{name}">{html.escape(it.table["title"])}</h2>']
+    for backbone in sorted({backbone for backbone, _, _ in it.cells}):
+        rows = [row for row in it.rows if row["backbone"] == backbone]
+        for estimate, title in ESTIMATES.items():
+            lines += [f"<h3>{backbone}: {html.escape(title)}</h3>", _table(it.table, rows, estimate)]
+        verdicts = [f"{row['row']}, {row['task']}: {row['verdict']}" for row in rows if row["verdict"]]
+        lines.append(_list(dict.fromkeys(verdicts)))
+        figures = sorted((it.results / "figures").glob(f"{name}_{backbone}_*.svg"))
+        lines += ['<div class="figures">', *(_svg(path) for path in figures), "</div>"]
+    if it.table.get("audit"):
+        lines.append(_list(_inline(text) for text in audit.verdicts(it.table, it.cells)))
+    commits = sorted({(r.git["commit"] or "none")[:10] + " (dirty tree)" * bool(r.git["dirty"])
+                      for runs in it.cells.values() for r in all_records(runs)})  # fmt: skip
+    return "\n".join([*lines, f'<p class="note">Commits: {", ".join(commits)}.</p>'])
+
+
+def _table(table: dict, rows: list[dict], estimate: str) -> str:
+    tasks = [*table["tasks"], *([table["average"]] if table["average"] else [])]
+    usual = max((row["seeds"] for row in rows if row["seeds"]), default=0)
+    body = []
+    for label in dict.fromkeys(row["row"] for row in rows):
+        by_task = {row["task"]: row for row in rows if row["row"] == label}
+        params = next((f"{row['adapter_params']:,}" for row in by_task.values() if row["adapter_params"] != ""), "")
+        scores = [by_task[task]["scores"] for task in tasks]
+        body.append(_row("", label, params, *(found[estimate].text(usual) if found else "" for found in scores)))
+        if estimate == "best" and any(row["published"] for row in by_task.values()):
+            body.append(_row("published", f"{label}: published", "", *(by_task[task]["published"] for task in tasks)))
+    head = "".join(f"<th>{html.escape(text)}</th>" for text in ("method", "parameters", *tasks))
+    return ('<div class="scroll"><table class="sortable"><thead><tr>' + head + "</tr></thead><tbody>" + "".join(body)
+            + "</tbody></table></div>")  # fmt: skip
+
+
+def _row(kind: str, *texts: str) -> str:
+    return f'<tr class="{kind}">' + "".join(f"<td>{html.escape(text)}</td>" for text in texts) + "</tr>"
+
+
+def _list(items) -> str:
+    texts = [f"<li>{text}</li>" for text in items]
+    return f"<ul>{''.join(texts)}</ul>" if texts else ""
+
+
+def _svg(path: Path) -> str:
+    """The drawing without its XML prologue; ids are made its own, as several share one page."""
+    text = path.read_text(encoding="utf-8")
+    text = text[text.index("<svg") :]
+    return re.sub(r'(id="|href="#|url\(#)', rf"\1{path.stem}-", text)
+
+
+def _found() -> str:
+    """The findings of docs/methods.md."""
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8").partition("## What we found")[2]
+    return '<h2 id="found">What we found</h2>' + _list(
+        _inline(line[2:]) for line in text.splitlines() if line.startswith("* ")
+    )
+
+
+def _inline(text: str) -> str:
+    """Bold, code and links of one Markdown line."""
+    text = html.escape(text)
+    text = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", text)
+    text = re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", text)
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
+
+
+def _run(record: RunRecord) -> dict:
+    """What the page shows of one run."""
+    metric = record.metric
+    epochs = [[e["epoch"], round(100 * e["metrics"][metric], 4), e["train_loss"], e["penalty"]] for e in record.epochs]
+    return {
+        "run_id": record.run_id,
+        **{key: record.choices[key] for key in ("task", "method", "backbone")},
+        **{key: getattr(record, key) for key in ("seed", "metric", "config", "env", "git", "model")},
+        "epochs": epochs,
+        "params": record.params["adapter"],
+        "seconds": record.wall_seconds,
+    }

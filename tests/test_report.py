@@ -1,0 +1,94 @@
+"""The report: one file that needs no network, in which a browser finds no error and sorting, filtering and a run work."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+from synthetic import record
+
+from melora_bench.figures import draw
+from melora_bench.report import write
+
+PROBE = """<script>
+window.addEventListener("load", () => {
+  const cells = (table, column) => [...table.tBodies[0].rows].map(row => row.cells[column].textContent);
+  const runs = document.getElementById("runs"), head = runs.tHead.rows[0].cells;
+  const seen = { errors: window.errors, unsorted: cells(runs, 5) };
+  head[5].click(); seen.falling = cells(runs, 5);
+  head[5].click(); seen.rising = cells(runs, 5);
+  const input = document.getElementById("filter");
+  input.value = "mplora- s1"; input.dispatchEvent(new Event("input"));
+  seen.filtered = [...runs.tBodies[0].rows].filter(row => !row.hidden).map(row => row.cells[0].textContent);
+  seen.count = document.getElementById("count").textContent;
+  runs.tBodies[0].rows[0].click();
+  seen.drawer = document.getElementById("run").innerText;
+  const probe = document.createElement("pre");
+  probe.id = "probe"; probe.textContent = JSON.stringify(seen); document.body.append(probe);
+});
+</script>"""
+
+
+@pytest.fixture
+def page(tmp_path):
+    """The report of six runs, with figures."""
+    for seed in range(3):
+        record(seed=seed, curve=(0.5, 0.8 + 0.01 * seed)).save(tmp_path)
+        record(method="mplora", n=2, seed=seed, curve=(0.9, 0.7), task="rte").save(tmp_path)
+    draw("mplora_table2", str(tmp_path))
+    return write(str(tmp_path))
+
+
+def test_the_page_needs_nothing_else(page):
+    """No address is fetched: no script, style, image or font from elsewhere; the same records give the same page."""
+    text = page.read_text()
+    assert not re.search(r"(src|href)=[\"'](?!#|data:)", text.replace("http://www.w3.org", ""))
+    assert "@import" not in text and "fetch(" not in text
+    assert text.count("<svg ") >= 3 and "LoRA r=8" in text and "87.09" in text
+    assert "What we found" in text and "MPLoRA at lambda = 0 is LoRA" in text
+    before = page.read_bytes()
+    write(str(page.parent))
+    assert page.read_bytes() == before
+
+
+def test_ids_of_figures_do_not_clash(page):
+    ids = re.findall(r'\bid="([^"]+)"', page.read_text())
+    assert len(ids) == len(set(ids))
+
+
+def test_text_cannot_break_the_page(tmp_path):
+    """What looks like markup in a record stays text."""
+    one = record(experiment="mplora_table2")
+    one.env["device"] = "</script><b>x"
+    one.save(tmp_path)
+    text = write(str(tmp_path)).read_text()
+    assert "</script><b>x" not in text and "\\u003c/script>" in text
+
+
+@pytest.mark.slow
+def test_in_a_browser(page, tmp_path):
+    """Headless Chromium: no error on the console, columns sort both ways, the filter filters, a click opens a run."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+    if not browser:
+        pytest.skip("needs Chromium or Chrome on the PATH")
+    listen = "<script>window.errors = []; window.onerror = (message) => { window.errors.push(message); };</script>"
+    probed = page.with_name("probed.html")
+    probed.write_text(page.read_text().replace("<head>", f"<head>{listen}").replace("</body>", f"{PROBE}</body>"))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
+               f"--user-data-dir={tmp_path}/profile", "--window-size=1200,1600", "--virtual-time-budget=5000"]  # fmt: skip
+    done = subprocess.run(
+        [browser, *options, "--dump-dom", probed.as_uri()], capture_output=True, text=True, timeout=120
+    )
+    seen = json.loads(html.unescape(re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
+    assert seen["errors"] == []
+    assert seen["falling"] == ["90.00"] * 3 + ["82.00", "81.00", "80.00"]
+    assert seen["rising"] == ["80.00", "81.00", "82.00"] + ["90.00"] * 3
+    assert [name[-2:] for name in seen["filtered"]] == ["s1"] * len(seen["filtered"]) and seen["count"] == "1 of 6 runs"
+    assert "penalty" in seen["drawer"] and '"lr": 0.0004' in seen["drawer"] and "A GPU" in seen["drawer"]
+    shot = tmp_path / "page.png"
+    subprocess.run(
+        [browser, *options, f"--screenshot={shot}", page.as_uri()], capture_output=True, check=True, timeout=120
+    )
+    assert shot.stat().st_size > 20_000
