@@ -10,7 +10,7 @@ RESAMPLES = 10_000
 
 def average_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """The percentile interval of the mean over tasks and seeds, values (tasks, seeds)."""
-    return _interval(_resampled(values).mean(axis=(1, 2)), level)
+    return _interval(_means(values), level)
 
 
 def improvement(ours: np.ndarray, theirs: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
@@ -21,14 +21,14 @@ def improvement(ours: np.ndarray, theirs: np.ndarray, level: float = 0.95) -> tu
     if ours.shape != theirs.shape:
         raise ValueError(f"{ours.shape} and {theirs.shape} are not the same tasks and seeds")
     wins = np.where(ours == theirs, 0.5, ours > theirs)
-    return (float(wins.mean()), *_interval(_resampled(wins).mean(axis=(1, 2)), level))
+    return (float(wins.mean()), *_interval(_means(wins), level))
 
 
-def _resampled(values: np.ndarray) -> np.ndarray:
-    """(resamples, tasks, seeds): each task's seeds drawn with replacement."""
-    tasks, seeds = values.shape
-    drawn = np.random.default_rng(0).integers(seeds, size=(RESAMPLES, tasks, seeds))
-    return np.take_along_axis(np.broadcast_to(values, drawn.shape), drawn, axis=2)
+def _means(values: np.ndarray) -> np.ndarray:
+    """(resamples,): means over tasks and seeds, each task's seeds drawn with replacement."""
+    source, seeds = np.random.default_rng(0), values.shape[1]
+    draws = (row[source.integers(seeds, size=(RESAMPLES, seeds))].mean(axis=1) for row in values)
+    return np.mean(list(draws), axis=0)
 
 
 def _interval(samples: np.ndarray, level: float) -> tuple[float, float]:
