@@ -22,12 +22,12 @@ class Cost:
 
     job: list[str]
     point: Point
-    done: list[int]
     missing: list[int]
     steps: int = 0
     tokens: int = 0  # of all missing seeds, in training
     evaluated: int = 0  # the same in evaluation
     hours: float = 0.0
+    problem: str = ""  # why the cost cannot be known: data or a backbone that is not here, say
 
 
 class _Enough(Exception):
@@ -35,30 +35,36 @@ class _Enough(Exception):
 
 
 def plan(table: str, overrides: list[str]) -> list[Cost]:
-    """The cost of every point of a table. One probe per method and task's first missing point gives tokens per second.
+    """The cost of every point of a table. A probe of each method's first missing point gives tokens per second.
 
-    Raises ValueError for a grid without such points, or for data or a backbone that cannot be had.
+    Raises ValueError for a grid without such points, or for values that no run can have.
     """
-    costs, speed = [], {}
+    costs: list[Cost] = []
+    speed: dict[tuple, float] = {}  # by method and number of seeds side by side
     for job in points(load_grid(table)["table"], overrides):
         point = Point.of(*compose_run([f"table={table}", *job]))
-        seeds = point.config["seeds"]
-        done = [seed for seed in seeds if point.record(seed)]
-        cost = Cost(job=job, point=point, done=done, missing=[seed for seed in seeds if seed not in done])
+        cost = Cost(job=job, point=point, missing=[s for s in point.config["seeds"] if not point.record(s)])
         costs.append(cost)
-        if cost.missing:
-            packs = point.packs(cost.missing)
-            run = PackedRun(point, packs[0])
-            split, epochs = run.task.train, point.config["epochs"]
-            cost.steps = len(packs) * epochs * run.batches.steps_per_epoch
-            cost.tokens = len(cost.missing) * epochs * len(split.ids)
-            evaluated = sum(len(part.ids) for part in run.task.evaluation.values())
-            cost.evaluated = len(cost.missing) * epochs * evaluated
-            key = (point.choices["method"], len(packs[0]))
-            if key not in speed:
-                speed[key] = probe(run)
-            cost.hours = (cost.tokens + FORWARD_SHARE * cost.evaluated) / speed[key] / 3600
+        try:
+            _measure(cost, speed)
+        except ValueError as error:
+            cost.problem = " ".join(str(error).split())
     return costs
+
+
+def _measure(cost: Cost, speed: dict[tuple, float]) -> None:
+    packs, epochs = cost.point.packs(cost.missing), cost.point.config["epochs"]
+    if not packs:
+        return
+    run = PackedRun(cost.point, packs[0])
+    evaluated = sum(len(part.ids) for part in run.task.evaluation.values())
+    cost.steps = len(packs) * epochs * run.batches.steps_per_epoch
+    cost.tokens = len(cost.missing) * epochs * len(run.task.train.ids)
+    cost.evaluated = len(cost.missing) * epochs * evaluated
+    key = (cost.point.choices["method"], len(packs[0]))
+    if key not in speed:
+        speed[key] = probe(run)
+    cost.hours = (cost.tokens + FORWARD_SHARE * cost.evaluated) / speed[key] / 3600
 
 
 def probe(run: PackedRun) -> float:

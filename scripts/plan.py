@@ -22,15 +22,21 @@ def main(arguments: list[str]) -> int:
         what = (
             f"{len(cost.missing)} seeds  {cost.steps:>9,} steps  {cost.tokens:>13,} tokens  {duration(cost.hours):>9}"
         )
+        if cost.problem:
+            what = f"{len(cost.missing)} seeds  cost unknown"
         print(f"{' '.join(cost.job):60}  {what if cost.missing else 'done'}")
     missing = [cost for cost in costs if cost.missing]
-    steps, tokens, evaluated, hours, seeds = (
-        sum(values)
-        for values in zip(*((c.steps, c.tokens, c.evaluated, c.hours, len(c.missing)) for c in missing), strict=True)
-    ) if missing else (0, 0, 0, 0, 0)  # fmt: skip
-    print(f"{tables[0]}: {len(costs) - len(missing)} points done, {len(missing)} missing ({seeds} records): {steps:,} steps, "
-          f"{tokens:,} tokens to train on, {evaluated:,} to evaluate, about {duration(hours)} on this device\n"
-          f"(a probe of {PROBE_STEPS} steps per method, evaluated tokens at {FORWARD_SHARE:.2f} of a trained one)")  # fmt: skip
+    unknown = [cost for cost in missing if cost.problem]
+    steps, tokens, evaluated, hours = (
+        sum(getattr(cost, key) for cost in missing) for key in ("steps", "tokens", "evaluated", "hours")
+    )
+    records = sum(len(cost.missing) for cost in missing)
+    print(f"{tables[0]}: {len(costs) - len(missing)} points done, {len(missing)} missing ({records} records)")
+    if len(unknown) < len(missing):
+        print(f"{steps:,} steps, {tokens:,} tokens to train on, {evaluated:,} to evaluate: about {duration(hours)} here "
+              f"(from {PROBE_STEPS} steps per method; an evaluated token counts {FORWARD_SHARE:.2f})")  # fmt: skip
+    if unknown:
+        print(f"the cost of {len(unknown)} points is unknown: {unknown[0].problem}")
     return 0
 
 

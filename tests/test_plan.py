@@ -1,0 +1,46 @@
+"""The plan counts what a sweep will do, probes without leaving a trace, and says what it cannot know."""
+
+import plan as script  # scripts/plan.py
+import pytest
+from conftest import run_point
+
+from melora_bench.plan import plan
+
+
+@pytest.fixture
+def narrowed(tiny_overrides) -> list[str]:
+    """mplora_table1 on the tiny model and data: three points of mrpc, two seeds."""
+    kept = [item for item in tiny_overrides if not item.startswith("task=")]
+    return [*kept, "task=mrpc", "method=share_lora", "method.n=2,4", "seeds=[0,1]", "epochs=3"]
+
+
+def test_steps_and_tokens_are_those_of_the_runs(narrowed, tmp_path):
+    """72 rows in batches of 16 over 3 epochs are 15 steps per point; nothing is written."""
+    costs = plan("mplora_table1", narrowed)
+    assert [(cost.steps, len(cost.missing), cost.problem) for cost in costs] == [(15, 2, "")] * 4
+    assert len({cost.tokens for cost in costs}) == 1 and costs[0].tokens % 6 == 0
+    assert costs[0].evaluated < costs[0].tokens and all(cost.hours > 0 for cost in costs)
+    assert not (tmp_path / "results").exists() and not (tmp_path / "outputs").exists()
+
+
+def test_what_is_recorded_costs_nothing(narrowed):
+    run_point(["table=mplora_table1", *plan("mplora_table1", narrowed)[0].job])
+    costs = plan("mplora_table1", narrowed)
+    assert [len(cost.missing) for cost in costs] == [0, 2, 2, 2]
+    assert (costs[0].steps, costs[0].tokens, costs[0].hours) == (0, 0, 0.0)
+
+
+def test_what_cannot_be_known_is_said(tmp_path, capsys):
+    """Without the data the points are listed all the same, with the reason once."""
+    code = script.main(
+        ["mplora_table1", "backbone=minilm", "data=local", f"data.root={tmp_path}", "task=mrpc", "method=lora"]
+    )
+    printed = capsys.readouterr().out
+    assert code == 0 and "cost unknown" in printed and "0 points done, 1 missing (3 records)" in printed
+    assert "the cost of 1 points is unknown: " in printed and str(tmp_path) in printed
+
+
+@pytest.mark.parametrize("arguments", [[], ["a", "b"]])
+def test_one_table_is_named(arguments, capsys):
+    assert script.main(arguments) == 2
+    assert "name one table" in capsys.readouterr().err
