@@ -63,7 +63,7 @@ tables: $(DONE)  ## results/tables from the records under results/runs
 figures: $(DONE)  ## results/figures from the records under results/runs
 	$(BIN)/python scripts/figures.py
 
-report: $(DONE)  ## results/report.html: tables, figures, verdicts and every run on one page
+report: figures  ## results/report.html: tables, figures, verdicts and every run on one page
 	$(BIN)/python scripts/report.py
 
 docs: $(DONE)  ## docs/methods.md: facts of every method, counted and measured

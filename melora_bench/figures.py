@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from melora_bench import stats
-from melora_bench.estimates import Score
+from melora_bench.estimates import Score, all_records
 from melora_bench.files import write_atomic
+from melora_bench.grid import reference
 from melora_bench.published import Cell
 from melora_bench.tables import Assembled, assemble, printed
 
@@ -40,20 +41,23 @@ def _figures(it: Assembled, backbone: str) -> Iterator[tuple[str, Figure]]:
     title = f"{table['title']} ({backbone})"
     with mpl.rc_context(STYLE):
         yield "curves", curves(table, mine, title)
-        yield "parameters", against_parameters(table, rows, title)
+        if any(row["scores"] for row in rows if row["task"] in table["tasks"]):
+            yield "parameters", against_parameters(table, rows, title)
         if differences := to_lora(table, rows):
-            yield "differences", forest(differences, title)
-        if "x" in table.get("figure", {}):
-            yield "sweep", sweep(table, mine, rows, title)
-        if "spectrum" in table.get("figure", {}):
+            yield "differences", forest(differences, f"{title}, against {reference(table)}")
+        for number, (x, lines) in enumerate(table.get("sweeps", []), 1):
+            if any(row["scores"] for row in rows):
+                yield f"sweep{number}", sweep(table, mine, rows, title, x, lines)
+        if table.get("spectrum") and any("singular_values_above_0.1" in record.epochs[-1]["report"]
+                                         for runs in mine.values() for record in all_records(runs)):  # fmt: skip
             yield "spectrum", spectrum(table, mine, title)
 
 
 def curves(table: dict, cells: dict, title: str) -> Figure:
-    """The selection metric by epoch, mean and sd over seeds; of a row with several values, each value's mean of them."""
+    """The selection metric by epoch: mean and sd over the seeds, and over the values of n of a row that has several."""
     figure, panels = _panels(_tasks(table, cells), title)
     for (number, task), runs in cells.items():
-        found = [record for by_seed in runs.values() for record in by_seed.values()]
+        found = list(all_records(runs))
         values = 100 * np.array([[entry["metrics"][r.metric] for entry in r.epochs] for r in found])  # (runs, epochs)
         epochs = [entry["epoch"] for entry in found[0].epochs]
         _band(panels[task], epochs, values, number, table["rows"][number]["label"])
@@ -67,25 +71,30 @@ def against_parameters(table: dict, rows: list[dict], title: str) -> Figure:
     """Mean and sd of each row against its trained adapter parameters, one panel per task; equal counts are set apart."""
     scored = [row for row in rows if row["scores"] and row["adapter_params"] != ""]
     figure, panels = _panels([task for task in table["tasks"] if any(row["task"] == task for row in scored)], title)
-    labels = list(dict.fromkeys(row["row"] for row in rows))
+    labels = [row["label"] for row in table["rows"]]
+    shown = list(dict.fromkeys(row["row"] for row in scored))
     for row in scored:
         score: Score = row["scores"]["best"]
-        number = labels.index(row["row"])
-        place = max(row["adapter_params"], 1) * 1.04 ** (number - len(labels) / 2)
-        panels[row["task"]].errorbar(place, score.mean, yerr=score.sd or 0, capsize=2, ls="none",
-                                     label=row["row"], **_look(number))  # fmt: skip
+        number = next(i for i, label in enumerate(labels) if f"{row['row']}, ".startswith(f"{label}, "))
+        look = _look(number) | {"fillstyle": "none" if ", mean" in row["row"] else "full"}
+        place = max(row["adapter_params"], 1) * 1.04 ** (shown.index(row["row"]) - len(shown) / 2)
+        panels[row["task"]].errorbar(
+            place, score.mean, yerr=score.sd or 0, capsize=2, ls="none", label=row["row"], **look
+        )
     counts = [max(row["adapter_params"], 1) for row in scored]
     for axes in panels.values():
         axes.set_xscale("log")
         axes.set_xlim(min(counts) / 2, 2 * max(counts))
-    _finish(figure, panels, "adapter parameters", "score, %")
+    _finish(figure, panels, "adapter parameters", "score at the best epoch, %")
     return figure
 
 
 def to_lora(table: dict, rows: list[dict]) -> list[tuple[str, float, float, float, str]]:
-    """(row, mean difference to the first row of LoRA, its 95 % interval, tasks) over the tasks and seeds of both."""
-    lora = next((row["label"] for row in table["rows"] if row["points"]["method"] == "lora"), None)
-    by_row = {label: {row["task"]: row["scores"]["best"].values for row in rows if row["row"] == label and row["scores"]}
+    """(row, mean difference to the first row of LoRA, its interval, tasks) over the tasks and seeds of both.
+
+    Of the estimates the one in which nothing is chosen on the rows that are scored."""
+    lora = reference(table)
+    by_row = {label: {row["task"]: row["scores"]["split"].values for row in rows if row["row"] == label and row["scores"]}
               for label in dict.fromkeys(row["row"] for row in rows)}  # fmt: skip
     found = []
     for label, tasks in by_row.items():
@@ -111,14 +120,13 @@ def forest(differences: list[tuple[str, float, float, float, str]], title: str) 
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(differences)), [f"{label} ({tasks})" for label, *_, tasks in differences])
     axes.invert_yaxis()
-    axes.set_xlabel("difference to LoRA in points, same seeds; 95 % bootstrap interval")
+    axes.set_xlabel("difference in points at the same seeds, epoch and n chosen on the other half; bootstrap 95 %")
     figure.suptitle(title, fontsize=9)
     return figure
 
 
-def sweep(table: dict, cells: dict, rows: list[dict], title: str) -> Figure:
-    """Score against the setting `table.figure.x`, one line per value of `table.figure.lines`; published points hollow."""
-    x_key, line_key = table["figure"]["x"], table["figure"].get("lines")
+def sweep(table: dict, cells: dict, rows: list[dict], title: str, x_key: str, line_key: str | None) -> Figure:
+    """Score against the setting `x_key`, one line per value of `line_key` that has two points; published points hollow."""
     figure, panels = _panels([*_tasks(table, cells), *([table["average"]] if table["average"] else [])], title)
     cells_of_paper: dict[tuple[str, str, str], Cell] = printed(table)
     lines: dict[tuple, list] = {}
@@ -129,6 +137,7 @@ def sweep(table: dict, cells: dict, rows: list[dict], title: str) -> Figure:
         score = row["scores"]["best"]
         line = (row["task"], "" if line_key is None else str(points.get(line_key)))
         lines.setdefault(line, []).append((float(points[x_key]), score.mean, score.sd or 0.0))
+    lines = {line: points for line, points in lines.items() if len(points) > 1}
     for (task, value), points in lines.items():
         order = sorted({line for _, line in lines})
         x, mean, sd = np.array(sorted(points)).T
@@ -142,7 +151,7 @@ def sweep(table: dict, cells: dict, rows: list[dict], title: str) -> Figure:
                     axes.plot(
                         float(row["points"][x_key]), cell.value, "o", color="grey", fillstyle="none", label="published"
                     )
-    _finish(figure, panels, x_key, "score, %")
+    _finish(figure, panels, x_key, "score at the best epoch, %")
     return figure
 
 
@@ -150,7 +159,7 @@ def spectrum(table: dict, cells: dict, title: str) -> Figure:
     """The number of singular values of each layer's update above 0.1 after training, mean over seeds, a panel per module."""
     counts: dict[tuple[str, int], dict[str, list[int]]] = {}  # (panel, row) -> layer -> one count per seed
     for (number, task), runs in cells.items():
-        for record in (record for by_seed in runs.values() for record in by_seed.values()):
+        for record in all_records(runs):
             for layer, count in record.epochs[-1]["report"].get("singular_values_above_0.1", {}).items():
                 module = f"{task}: {layer.rsplit('.', 1)[1]}"
                 counts.setdefault((module, number), {}).setdefault(layer, []).append(count)

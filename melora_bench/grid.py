@@ -42,6 +42,11 @@ def points(table: dict, overrides: list[str]) -> list[list[str]]:
     return found
 
 
+def reference(table: dict) -> str | None:
+    """The label of a table's first row of LoRA, with which averages and figures compare the others."""
+    return next((row["label"] for row in table["rows"] if row["points"]["method"] == "lora"), None)
+
+
 def as_list(value: object) -> list:
     return list(value) if isinstance(value, list | tuple) else [value]
 

@@ -32,8 +32,10 @@ def _rows(rows: list[dict], tasks: list[str]) -> list[str]:
         params = next((f"{row['adapter_params']:,}" for row in by_task.values() if row["adapter_params"] != ""), "")
         scores = [by_task[task]["scores"] for task in tasks]
         lines.append(_line(label, params, *(found["best"].text(usual) if found else "" for found in scores)))
-        if any(row["published"] for row in by_task.values()):
-            lines.append(_line(r"\emph{published}", "", *(by_task[task]["published"] for task in tasks), escape=False))
+        if name := next((row["published_backbone"] for row in by_task.values() if row["published"]), None):
+            lines.append(
+                _line(rf"\emph{{published, {name}}}", "", *(by_task[task]["published"] for task in tasks), escape=False)
+            )
     return lines
 
 

@@ -2,6 +2,7 @@
 
 from melora_bench import audit
 from melora_bench.estimates import ESTIMATES, Runs, all_records
+from melora_bench.grid import reference
 from melora_bench.records import RunRecord
 
 
@@ -19,9 +20,11 @@ def markdown(table: dict, rows: list[dict], cells: dict, obstacles: set[str]) ->
                     if row["verdict"] and not row["verdict"].startswith("not comparable")]  # fmt: skip
         lines += ["Verdicts on the best epoch:", "", *(f"- {text}" for text in verdicts), ""] if verdicts else []
         lines += [f"† the training of {backbone} saw texts of these tasks.", ""] if seen else []
+    if any(row["sure"] for row in rows):
+        lines += ["Bootstrap intervals resample the seeds within each task; at few seeds they are too narrow.", ""]
     if table.get("audit"):
         lines += ["## Verdicts", "", *(f"* {text}" for text in audit.verdicts(table, cells)), ""]
-    return "\n".join(lines + _footer(cells, obstacles)) + "\n"
+    return "\n".join(lines + footer(cells, obstacles)) + "\n"
 
 
 def any_record(runs: Runs) -> RunRecord | None:
@@ -32,7 +35,7 @@ def any_record(runs: Runs) -> RunRecord | None:
 def _block(table: dict, rows: list[dict], seen: set[str], estimate: str) -> list[str]:
     tasks = [*table["tasks"], *([table["average"]] if table["average"] else [])]
     speed = ["rows/s"] if table.get("speed") else []
-    certain = ["95 % of the average", "beats LoRA"] if any(row["sure"] for row in rows) else []
+    certain = ["bootstrap 95 %", f"beats {reference(table)}"] if any(row["sure"] for row in rows) else []
     usual = max((row["seeds"] for row in rows if row["seeds"]), default=0)
     lines = [
         _line("method", "adapter params", *(f"{task} †" if task in seen else task for task in tasks), *certain, *speed)
@@ -55,7 +58,7 @@ def _block(table: dict, rows: list[dict], seen: set[str], estimate: str) -> list
     return lines
 
 
-def _footer(cells: dict, obstacles: set[str]) -> list[str]:
+def footer(cells: dict, obstacles: set[str]) -> list[str]:
     found = [record for runs in cells.values() for record in all_records(runs)]
     if not found:
         return ["No records yet: only published numbers are shown."]

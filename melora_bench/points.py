@@ -127,7 +127,7 @@ class Point:
         path = self.output().with_name(f"{self.name}.lock")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            lock = FileLock(path).acquire(blocking=False)
+            lock = FileLock(path, fallback_to_soft=False).acquire(blocking=False)
         except Timeout:
             yield False
             return

@@ -66,7 +66,8 @@ class RunRecord:
     digest: str = ""  # sha256 of all of the above: a record edited by hand is refused
 
     def sealed(self) -> "RunRecord":
-        return dataclasses.replace(self, digest=_digest(dataclasses.asdict(self)))
+        as_read = json.loads(json.dumps(dataclasses.asdict(self)))  # keys are text there, and sort as text
+        return dataclasses.replace(self, digest=_digest(as_read))
 
     def path(self, results_dir: str | Path) -> Path:
         return Path(results_dir) / "runs" / f"{self.run_id}.json"

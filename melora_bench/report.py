@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 from melora_bench import audit, records
-from melora_bench.estimates import ESTIMATES, all_records
+from melora_bench.estimates import ESTIMATES
 from melora_bench.files import write_text
+from melora_bench.markdown import footer
 from melora_bench.records import ROOT, RunRecord
 from melora_bench.tables import Assembled, assemble, with_numbers
 
@@ -43,16 +44,15 @@ def _section(name: str, it: Assembled) -> str:
     for backbone in sorted({backbone for backbone, _, _ in it.cells}):
         rows = [row for row in it.rows if row["backbone"] == backbone]
         for estimate, title in ESTIMATES.items():
-            lines += [f"<h3>{backbone}: {html.escape(title)}</h3>", _table(it.table, rows, estimate)]
+            lines += [f"<h3>{html.escape(f'{backbone}: {title}')}</h3>", _table(it.table, rows, estimate)]
         verdicts = [f"{row['row']}, {row['task']}: {row['verdict']}" for row in rows if row["verdict"]]
-        lines.append(_list(dict.fromkeys(verdicts)))
+        lines.append(_list(map(html.escape, dict.fromkeys(verdicts))))
         figures = sorted((it.results / "figures").glob(f"{name}_{backbone}_*.svg"))
         lines += ['<div class="figures">', *(_svg(path) for path in figures), "</div>"]
     if it.table.get("audit"):
         lines.append(_list(_inline(text) for text in audit.verdicts(it.table, it.cells)))
-    commits = sorted({(r.git["commit"] or "none")[:10] + " (dirty tree)" * bool(r.git["dirty"])
-                      for runs in it.cells.values() for r in all_records(runs)})  # fmt: skip
-    return "\n".join([*lines, f'<p class="note">Commits: {", ".join(commits)}.</p>'])
+    notes = [line.removeprefix("- ") for line in footer(it.cells, set(filter(None, it.obstacles.values()))) if line]
+    return "\n".join([*lines, '<div class="note">', _list(map(html.escape, notes)), "</div>"])
 
 
 def _table(table: dict, rows: list[dict], estimate: str) -> str:
@@ -65,7 +65,10 @@ def _table(table: dict, rows: list[dict], estimate: str) -> str:
         scores = [by_task[task]["scores"] for task in tasks]
         body.append(_row("", label, params, *(found[estimate].text(usual) if found else "" for found in scores)))
         if estimate == "best" and any(row["published"] for row in by_task.values()):
-            body.append(_row("published", f"{label}: published", "", *(by_task[task]["published"] for task in tasks)))
+            name = next(row["published_backbone"] for row in by_task.values() if row["published"])
+            body.append(
+                _row("published", f"{label}: published, {name}", "", *(by_task[task]["published"] for task in tasks))
+            )
     head = "".join(f"<th>{html.escape(text)}</th>" for text in ("method", "parameters", *tasks))
     return ('<div class="scroll"><table class="sortable"><thead><tr>' + head + "</tr></thead><tbody>" + "".join(body)
             + "</tbody></table></div>")  # fmt: skip

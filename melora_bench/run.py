@@ -49,8 +49,18 @@ def run(cfg: DictConfig, choices: dict) -> list[Path]:
             if done:
                 log.info("skip  %s  seeds %s are recorded: %s", about, done, point.record(done[0]))
             if todo and not mine:
-                log.info("busy  %s  seeds %s are being trained by another process", about, todo)
-            return [path for seeds in point.packs(todo) * mine for path in PackedRun(point, seeds).execute()]
+                log.info(
+                    "busy  %s  another process holds it: seeds %s are left to it, or to a later start", about, todo
+                )
+            paths, failures = [], []
+            for seeds in point.packs(todo) if mine else []:
+                try:
+                    paths += PackedRun(point, seeds).execute()
+                except ValueError as error:  # the seeds of another pack are none the worse for it
+                    failures.append(error.with_traceback(None))
+            if failures:
+                raise failures[0]
+            return paths
     except Exception as error:
         expected = isinstance(error, ValueError | InstantiationException)
         line = _one_line(error) if expected else f"{type(error).__name__}: {_one_line(error)}"

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from melora_bench import published, records
 from melora_bench.estimates import ESTIMATES, Runs, Score, Sure, all_records, average, scores, sure
 from melora_bench.files import write_text
-from melora_bench.grid import as_list
+from melora_bench.grid import as_list, reference
 from melora_bench.latex import latex
 from melora_bench.markdown import any_record, markdown
 from melora_bench.records import ROOT, RunRecord
@@ -109,11 +109,11 @@ def rows_of(table: dict, cells: Cells, obstacles: dict[str, str]) -> list[dict]:
 
     `scores` of a line is {estimate: Score}, empty unless every value that the row lists has a record; an average is
     blank unless every task has a score. An average also has `sure`, {estimate: Sure}, which compares it with the first
-    row of LoRA. obstacles: by run_id, what keeps a record from a verdict.
+    row of LoRA, where that is complete. obstacles: by run_id, what keeps a record from a verdict.
     """
     paper, lines = printed(table), []
     for backbone in sorted({backbone for backbone, _, _ in cells}) or ["roberta_base"]:
-        lora: list[dict[str, Score]] = []  # the tasks of the first row of LoRA
+        lora: list[dict[str, Score]] = []  # the tasks of the row `reference`
         for number, row in enumerate(table["rows"]):
             for which in ("best", "mean") if row.get("over") else ("single",):
                 label = row["label"] + WHICH[which].format(over=row.get("over", "").removeprefix("method."))
@@ -134,7 +134,7 @@ def rows_of(table: dict, cells: Cells, obstacles: dict[str, str]) -> list[dict]:
                     lines.append(_line(about, runs, found, cell, reasons.get(task, "")))
                 if table["average"]:
                     tasks = list(done.values()) if len(done) == len(table["tasks"]) else []
-                    if not lora and row["points"]["method"] == "lora":
+                    if row["label"] == reference(table):
                         lora = tasks
                     found = average(tasks) if tasks else {}
                     about = {"backbone": backbone, "row": label, "task": table["average"], "chosen": ""}

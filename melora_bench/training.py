@@ -96,6 +96,7 @@ class Trainer:
         losses = totals.T.tolist()  # waits for the device: training ends here
         trained = time.perf_counter()
         scores = self.evaluate()
+        times = {"train_seconds": round(trained - start, 3), "eval_seconds": round(time.perf_counter() - trained, 3)}
         if self.epoch == self.epochs:
             self.method.after_training(self.evaluate)
         entry = {"epoch": self.epoch, "step": step, "lr": self.rate}
@@ -104,8 +105,6 @@ class Trainer:
                 self.guard.stop(k, step)
             if self.failed[k] is None:
                 means = {"train_loss": round(loss, 6), "penalty": round(penalty, 9)}
-                times = {"train_seconds": trained - start, "eval_seconds": time.perf_counter() - trained}
-                times = {key: round(value, 3) for key, value in times.items()}
                 report = self.method.report(k)
                 if self.epoch == self.epochs:
                     report["singular_values_above_0.1"] = self.method.spectrum(k)

@@ -194,7 +194,7 @@ def findings() -> list[tuple[str, str]]:
         ),
         (
             f"**Equal equivalent rank is not equal scale.** The scale is alpha / r with the mini rank: {scale:g} in LoRA "
-            f"r = 8, {mini_scale:g} in MELoRA r = 1, n = 8. Records report both.",
+            f"r = 8, {mini_scale:g} in MELoRA r = 1, n = 8. MELoRA's records report both.",
             facts_file + "scale_is_alpha_over_the_mini_rank",
         ),
     ]

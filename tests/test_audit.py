@@ -58,7 +58,23 @@ def test_selection_is_nothing_without_noise_and_the_brute_force_mean_with_it():
 
 def test_noise_is_the_standard_error_of_a_difference_of_three_seeds():
     text = _noise(np.array([78.0, 80.0, 82.0]))
-    assert "by 1.63 points" in text and "sd of one seed 2.00" in text and "is 0.68." in text
+    assert "means by 1.63 points" in text and "sd of one seed 2.00" in text
+    assert "as noisy as this one by 0.67." in text and "is 0.68." in text
+
+
+def test_seeds_and_backbones_are_not_mixed():
+    """Only common seeds are compared; without one nothing is said; another backbone's runs are another verdict."""
+    ours = {"": lora(0.8, 0.9, 0.7)}
+    [line] = verdicts(TABLE, cells(lora=ours, mplora={"2": {1: record(seed=1, curve=(0.5, 0.9))}}))
+    assert "and 1 seeds" in line
+    assert verdicts(TABLE, cells(lora=ours, mplora={"2": {7: record(seed=7)}})) == verdicts(TABLE, {})
+    both = cells(lora=ours) | {("roberta_base", NUMBER["MPLoRA lambda=0"], "movie"): {"2": lora(0.1)}}
+    assert verdicts(TABLE, both) == verdicts(TABLE, {})
+
+
+def test_rounding_is_told_from_a_difference():
+    other = {seed: record(seed=seed, curve=(0.5, 0.8 + 1e-6)) for seed in range(2)}
+    assert "confirmed to rounding" in verdicts(TABLE, cells(lora={"": lora(0.8, 0.8)}, mplora={"2": other}))[0]
 
 
 def test_without_records_it_says_what_to_run():

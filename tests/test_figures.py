@@ -70,7 +70,7 @@ def test_a_sweep_shows_ours_and_the_published_points(tmp_path):
         for task in ("mrpc", "cola", "stsb")
     ]
     it = assemble("mplora_table3", saved(tmp_path, *found))
-    figure = sweep(it.table, mine(it), it.rows, "title")
+    figure = sweep(it.table, mine(it), it.rows, "title", *it.table["sweeps"][0])
     average = next(axes for axes in figure.axes if axes.get_title().startswith("average"))
     ours = next(line for line in average.lines if line.get_label() == "ours")
     assert dict(zip(ours.get_xdata(), ours.get_ydata(), strict=True)) == pytest.approx({0.0: 80, 0.1: 90})

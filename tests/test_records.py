@@ -136,3 +136,11 @@ def test_load_all_reads_one_experiment_and_stops_at_a_bad_file(tmp_path):
 )
 def test_best_epoch_is_the_first_of_equals(curve, epoch):
     assert records.best_epoch(record(task="cola", curve=curve))["epoch"] == epoch
+
+
+def test_keys_that_are_numbers_survive(tmp_path):
+    """JSON makes text of them, which sorts differently from ten on: the record still matches its own digest."""
+    one = record()
+    one.epochs[-1]["report"]["metrics_by_rank"] = {rank: {"accuracy": 0.5} for rank in range(1, 13)}
+    read = records.load(one.save(tmp_path))
+    assert list(read.epochs[-1]["report"]["metrics_by_rank"]) == [str(rank) for rank in range(1, 13)]

@@ -64,9 +64,9 @@ class AdapterLayer(nn.Module):
         """Exact factors of the update, the scale folded in: B (R, d_out, k) and A (R, k, d_in)."""
         return self.B * self.scaling, self.A
 
-    def singular_values(self) -> Tensor:
-        """(R, k): those of the update, from its factors alone: no (d_out, d_in) matrix is made."""
-        B, A = (factor.detach().double() for factor in self.lora_factors())
+    def singular_values(self, replica: int) -> Tensor:
+        """(k,): those of one replica's update, from its factors alone: no (d_out, d_in) matrix is made."""
+        B, A = (factor[replica].detach().double() for factor in self.lora_factors())
         return torch.linalg.svdvals(torch.linalg.qr(B).R @ torch.linalg.qr(A.mT).R.mT)
 
     def load_lora_factors(self, replica: int, B: Tensor, A: Tensor) -> None:
@@ -81,7 +81,7 @@ class AdapterLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (R * B, ..., d_in) -> (R * B, ..., d_out)."""
         out = self.base(x)
-        return out + self.update(x.reshape(self.replicas, -1, x.shape[-1])).view(out.shape)
+        return out + self.update(x.reshape(self.replicas, -1, x.shape[-1])).view(out.shape).to(out.dtype)
 
     def merged(self, replica: int) -> nn.Linear:
         """The plain linear layer of one replica, its update added to the frozen weight."""
@@ -135,7 +135,7 @@ class Method:
 
     def spectrum(self, replica: int) -> dict[str, int]:
         """By layer, how many singular values of a replica's update are above 0.1 (MELoRA paper, figure 3)."""
-        return {name: int((layer.singular_values()[replica] > 0.1).sum()) for name, layer in self.layers.items()}
+        return {name: int((layer.singular_values(replica) > 0.1).sum()) for name, layer in self.layers.items()}
 
     def state_dict(self) -> dict:
         """What neither the model nor the optimizer holds, for the checkpoint."""

@@ -80,6 +80,6 @@ class DyLoRA(LoRA):
     def _set(self, **ranks: list[int] | None) -> None:
         device = next(iter(self.layers.values())).A.device
         for name, values in ranks.items():
-            shared = None if values is None else torch.tensor(values, device=device)
+            shared = None if values is None else torch.tensor(values).to(device, non_blocking=True)
             for layer in self.layers.values():
                 setattr(layer, name, shared)

@@ -9,6 +9,8 @@ from transformers import AutoModelForSequenceClassification
 
 from melora_bench import records
 from melora_bench.checkpoints import trainable
+from melora_bench.methods.full import FullFineTuning
+from melora_bench.run import RunError
 
 
 def test_full_equals_plain_fine_tuning(tiny_roberta):
@@ -60,3 +62,25 @@ def test_a_run_of_several_seeds_trains_them_one_after_another(tiny_overrides):
     assert [(record.seed, record.packed_with) for record in found] == [(0, []), (1, [])]
     assert found[0].epochs[-1]["train_loss"] != found[1].epochs[-1]["train_loss"]
     assert found[0].params["adapter"] > 10 * found[0].params["head"] > 0
+
+
+def test_a_seed_that_diverges_leaves_the_others_alone(tiny_overrides, tmp_path, monkeypatch):
+    """Seed 0 fails, seed 1 still gets its record, and only seed 0 has an error."""
+    real = FullFineTuning.before_forward
+
+    def poison(self, step):
+        if self.first == 0 and step == 2:
+            next(iter(self.poisoned)).data.fill_(float("nan"))
+        real(self, step)
+
+    def attach(self, model, head, seeds, total_steps):
+        original(self, model, head, seeds, total_steps)
+        self.first, self.poisoned = seeds[0], [value for value in model.parameters() if value.requires_grad]
+
+    original = FullFineTuning.attach
+    monkeypatch.setattr(FullFineTuning, "attach", attach)
+    monkeypatch.setattr(FullFineTuning, "before_forward", poison)
+    with pytest.raises(RunError, match=r"seed 0 stopped at step 2"):
+        run_point([*tiny_overrides, "method=full", "seeds=[0,1]", "lr=1e-3"])
+    assert [records.load(path).seed for path in (tmp_path / "results").rglob("*.json")] == [1]
+    assert [path.parent.name[-2:] for path in (tmp_path / "outputs").rglob("error.txt")] == ["s0"]
