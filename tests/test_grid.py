@@ -26,9 +26,13 @@ def grid(name: str, *overrides: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(("name", "per_task", "tasks"), [
-    ("melora_table2", 7, "mnli sst2 mrpc cola qnli qqp rte stsb"),
-    ("mplora_table2", 7, "mrpc cola sst2 stsb qnli rte"),
+    ("melora_table2", 10, "mnli sst2 mrpc cola qnli qqp rte stsb"),
+    ("mplora_table2", 8, "mrpc cola sst2 stsb qnli rte"),
     ("quickstart", 15, "movie tweets"),
+    ("melora_table4", 11, "mnli sst2 mrpc cola qnli qqp rte stsb"),
+    ("mplora_table1", 10, "mrpc cola sst2 stsb"),
+    ("mplora_table3", 33, "mrpc cola stsb"),
+    ("audit", 6, "movie"),
 ])  # fmt: skip
 def test_a_table_is_its_rows_times_its_tasks(name, per_task, tasks):
     jobs = grid(name)
@@ -47,16 +51,16 @@ def test_no_point_stands_twice_and_each_names_its_task_and_method_once(name):
 
 
 @pytest.mark.parametrize(("overrides", "count"), [
-    (["task=mrpc"], 7),
-    (["task=mrpc,cola"], 14),
+    (["task=mrpc"], 8),
+    (["task=mrpc,cola"], 16),
     (["method=lora"], 6),
     (["method=melora,mplora"], 36),
     (["method.n=4"], 12),
     (["method.n=4, 8", "task=rte"], 4),
     (["task=rte", "method=mplora", "method.n=8"], 1),
     (["method.r=8"], 42),
-    (["method=lora,adalora"], 6),
-    (["lr=1e-3", "seeds=[0,1]"], 42),
+    (["method=lora,adalora"], 12),
+    (["lr=1e-3", "seeds=[0,1]"], 48),
 ])  # fmt: skip
 def test_narrowing(overrides, count):
     assert len(grid("mplora_table2", *overrides)) == count
@@ -84,7 +88,7 @@ def test_a_rows_own_value_of_what_does_not_select_is_replaced():
 @pytest.mark.parametrize(("overrides", "message"), [
     (["task=mnli"], "no point of this table has task=mnli; it has task=mrpc,cola,sst2,stsb,qnli,rte"),
     (["method.n=3"], "no point of this table has method.n=3; it has method.n=2,4,8"),
-    (["method=lora", "method.n=4"], "has method=lora method.n=4; it has method=lora,melora,mplora; method.n=2,4,8"),
+    (["method=lora", "method.n=4"], "has method=lora method.n=4; it has method=lora,adalora,melora,mplora; method.n=2,4,8"),
     (["task="], "no point of this table has task=; it has task="),
 ])  # fmt: skip
 def test_nothing_left_is_refused_with_what_there_is(overrides, message):
