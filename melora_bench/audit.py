@@ -38,8 +38,11 @@ def _identity(lora: dict, equal: Runs) -> list[str]:
     if not gaps:
         return []
     same = "confirmed" if max(gaps) == 0 else "confirmed to rounding" if max(gaps) < 1e-4 else "REFUTED"
-    return [f"**MPLoRA at lambda = 0 is LoRA: {same}.** Over n = {', '.join(equal)} and {len(seeds)} seeds, the largest "
-            f"difference of any loss or score is {max(gaps):g}. Whatever a paper finds between the two is noise."]  # fmt: skip
+    values = ", ".join(sorted(equal, key=int))
+    return [
+        f"**MPLoRA at lambda = 0 is LoRA: {same}.** Over n = {values} and {len(seeds)} seeds, the largest difference of any "
+        f"loss or score is {max(gaps):g}. Whatever a paper finds between the two is noise."
+    ]
 
 
 def _tie(literal: Runs, own: Runs) -> str:

@@ -177,7 +177,7 @@ def _tasks(table: dict, cells: dict) -> list[str]:
 
 def _panels(tasks: list[str], title: str) -> tuple[Figure, dict[str, Axes]]:
     """A row of panels, one per task."""
-    figure = Figure(figsize=(max(4.0, 2.6 * len(tasks)), 3.4), layout="constrained")
+    figure = Figure(figsize=(max(5.0, 2.6 * len(tasks)), 3.4), layout="constrained")
     figure.suptitle(title, fontsize=9)
     axes = figure.subplots(1, len(tasks), squeeze=False)[0]
     for each, task in zip(axes, tasks, strict=True):
