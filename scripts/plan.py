@@ -8,13 +8,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 def main(arguments: list[str]) -> int:
     tables = [argument for argument in arguments if "=" not in argument]
+    overrides = [argument for argument in arguments if "=" in argument]
     if len(tables) != 1:
         print("error: name one table: make plan TABLE=mplora_table1", file=sys.stderr)
         return 2
     from melora_bench.plan import FORWARD_SHARE, PROBE_STEPS, plan
 
     try:
-        costs = plan(tables[0], [argument for argument in arguments if "=" in argument])
+        costs = plan(tables[0], overrides)
     except (ValueError, HydraException, OmegaConfBaseException) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -24,7 +25,8 @@ def main(arguments: list[str]) -> int:
         )
         if cost.problem:
             what = f"{len(cost.missing)} seeds  cost unknown"
-        print(f"{' '.join(cost.job):60}  {what if cost.missing else 'done'}")
+        own = [item for item in cost.job if item not in overrides or item.startswith("task=")]
+        print(f"{' '.join(own):60}  {what if cost.missing else 'done'}")
     missing = [cost for cost in costs if cost.missing]
     unknown = [cost for cost in missing if cost.problem]
     steps, tokens, evaluated, hours = (
