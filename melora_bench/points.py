@@ -3,11 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import math
-import os
-import socket
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,13 +117,19 @@ class Point:
         seeds = self.config["seeds"]
         return [seeds if (self.output(*seeds) / "checkpoint.pt").exists() else todo] if todo else []
 
+    @property
+    def lock(self) -> Path:
+        return self.output().with_name(f"{self.name}.lock")
+
     @contextlib.contextmanager
-    def claimed(self) -> Iterator[bool]:
-        """Whether this process may train the point: False while another holds it. A dead process holds nothing."""
-        path = self.output().with_name(f"{self.name}.lock")
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def claimed(self, wait: float = 1.0) -> Iterator[bool]:
+        """Whether this process may train the point: False while another holds it. A dead process holds nothing.
+
+        The short wait lets `state`, which holds the point for an instant to see whether it can, pass.
+        """
+        self.lock.parent.mkdir(parents=True, exist_ok=True)
         try:
-            lock = FileLock(path, fallback_to_soft=False).acquire(blocking=False)
+            lock = FileLock(self.lock, fallback_to_soft=False).acquire(timeout=wait)
         except Timeout:
             yield False
             return
@@ -138,8 +140,10 @@ class Point:
         """done | running | failed | missing. An interrupted run is missing, and resumes when it is started again."""
         if self.record(seed):
             return "done"
-        if _is_alive(self.output(seed) / "running.json"):
-            return "running"
+        if self.lock.exists():
+            with self.claimed(wait=0) as free:
+                if not free:
+                    return "running"
         return "failed" if (self.output(seed) / "error.txt").exists() else "missing"
 
 
@@ -149,20 +153,3 @@ def _known_keys() -> set[str]:
         *GROUPS[:-1],
         "table",
     }
-
-
-def _is_alive(path: Path) -> bool:
-    """Whether the process that wrote running.json still runs; on another host, whether it has within the last day."""
-    try:
-        owner = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return False
-    if owner["host"] != socket.gethostname():
-        return time.time() - path.stat().st_mtime < 86400
-    try:
-        os.kill(owner["pid"], 0)  # signal 0 only asks
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it runs, as another user
-        return True
-    return True

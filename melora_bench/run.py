@@ -3,10 +3,8 @@
 import contextlib
 import datetime
 import importlib.util
-import json
 import logging
 import os
-import socket
 import time
 import traceback
 from pathlib import Path
@@ -144,8 +142,8 @@ class PackedRun:
         trainer, main = self.trainer, self.accelerator.is_main_process
         checkpoint = self.point.output(*self.seeds) / "checkpoint.pt"
         self._resume(checkpoint)
-        if main:
-            self._mark_running()
+        for seed in self.seeds if main else []:
+            (self.point.output(seed) / "error.txt").unlink(missing_ok=True)
         try:
             name = f"{self.task.name} {self.point.name}"
             with RunProgress(name, trainer, len(self.seeds) * self.config["batch_size"], quiet=not main) as progress:
@@ -160,15 +158,12 @@ class PackedRun:
                             "resumed_at": self.resumed_at,
                         }
                         checkpoints.save_checkpoint(checkpoint, state)
-                        self._mark_running()
                     self._track()
             paths = self._write_records() if main else []
             if main:
                 checkpoint.unlink(missing_ok=True)
             self.accelerator.wait_for_everyone()
         finally:
-            for seed in self.seeds if main else []:
-                (self.point.output(seed) / "running.json").unlink(missing_ok=True)
             for tracker in self.accelerator.trackers:
                 tracker.finish()
         failed = {seed: step for seed, step in zip(self.seeds, trainer.failed, strict=True) if step is not None}
@@ -207,12 +202,6 @@ class PackedRun:
         self.trainer.load_state_dict(state["trainer"])
         self.seconds_before, self.resumed_at = state["seconds"], [*state["resumed_at"], self.trainer.epoch]
         log.info("resume  %s %s  after epoch %d", self.task.name, self.point.name, self.trainer.epoch)
-
-    def _mark_running(self) -> None:
-        for seed in self.seeds:
-            (self.point.output(seed) / "error.txt").unlink(missing_ok=True)
-            owner = {"pid": os.getpid(), "host": socket.gethostname(), "started": self.started}
-            write_text(self.point.output(seed) / "running.json", json.dumps(owner))
 
     def _track(self) -> None:
         if not self.config["tracker"]:

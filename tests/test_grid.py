@@ -1,11 +1,7 @@
 """The points of a table's grid, narrowed from the command line, and their states as scripts/status.py prints them."""
 
-import json
-import os
 import re
-import socket
-import subprocess
-import sys
+import threading
 
 import pytest
 import status
@@ -114,22 +110,9 @@ def mine(tmp_path) -> tuple[list[str], Point]:
     return [*own, "seeds=[0,1,2,3,4]"], point("table=mplora_table2", *own, "seeds=[0,1,2,3,4]")
 
 
-def running(of: Point, seed: int, pid: int, host: str | None = None):
-    path = of.output(seed) / "running.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"pid": pid, "host": host or socket.gethostname(), "started": ""}))
-    return path
-
-
 def failed(of: Point, seed: int) -> None:
     of.output(seed).mkdir(parents=True, exist_ok=True)
     (of.output(seed) / "error.txt").write_text("the loss was not finite")
-
-
-def dead_pid() -> int:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
 
 
 def test_status_counts_done_running_failed_and_missing(mine, capsys, tmp_path):
@@ -138,31 +121,42 @@ def test_status_counts_done_running_failed_and_missing(mine, capsys, tmp_path):
     name.parent.mkdir(parents=True)
     name.write_text("{}")
     failed(of, 0)  # an error that a later run made good
-    running(of, 1, os.getpid())
     failed(of, 2)
-    running(of, 3, dead_pid())
     status.show("mplora_table2", overrides)
     line, total = capsys.readouterr().out.strip().splitlines()
-    assert line.split("  ")[-5:] == [of.name, "done [0]", "running [1]", "failed [2]", "missing [3, 4]"]
+    assert line.split("  ")[-4:] == [of.name, "done [0]", "failed [2]", "missing [1, 3, 4]"]
     assert line.startswith("task=mrpc method=mplora method.r=8 method.n=2 results_dir=")
-    assert total == "mplora_table2: 1 done, 1 running, 1 failed, 2 missing"
+    assert total == "mplora_table2: 1 done, 0 running, 1 failed, 3 missing"
+    with of.claimed():
+        status.show("mplora_table2", overrides)
+    line, total = capsys.readouterr().out.strip().splitlines()
+    assert line.split("  ")[-2:] == ["done [0]", "running [1, 2, 3, 4]"]
 
 
 def test_states_in_the_order_in_which_they_count(mine):
+    """An earlier error does not count while the point runs again; what nobody holds any more is failed or missing."""
     _, of = mine
     failed(of, 0)
-    path = running(of, 0, os.getpid())
-    assert of.state(0) == "running"  # an earlier error does not count while it runs again
-    running(of, 0, dead_pid())
-    assert of.state(0) == "failed"
-    running(of, 1, 1, host="elsewhere")
-    assert of.state(1) == "running"  # a shared disk: all that can be seen is that the file is new
-    old = path.stat().st_mtime - 90000
-    os.utime(of.output(1) / "running.json", (old, old))
-    assert of.state(1) == "missing"
-    (of.output(2)).mkdir(parents=True)
-    (of.output(2) / "running.json").write_text("")
-    assert of.state(2) == "missing"
+    with of.claimed() as held:
+        assert held and of.state(0) == of.state(1) == "running"
+    assert (of.state(0), of.state(1)) == ("failed", "missing")
+
+
+def test_a_look_does_not_take_the_point(mine):
+    """While `state` looks again and again, a worker still gets the point."""
+    _, of = mine
+    with of.claimed():
+        pass
+    looking = threading.Event()
+    watcher = threading.Thread(target=lambda: [of.state(0) for _ in iter(looking.is_set, True)])
+    watcher.start()
+    try:
+        for _ in range(20):
+            with of.claimed() as mine_now:
+                assert mine_now
+    finally:
+        looking.set()
+        watcher.join()
 
 
 def test_a_record_counts_in_its_own_experiment_only(mine, tmp_path):
