@@ -174,7 +174,7 @@ def test_values_that_make_no_sense_are_refused(values, message):
 
 
 def test_a_start_beyond_the_run_is_refused(tiny_roberta):
-    """The helper's run has 100 steps, 0 to 99."""
+    """The run that `build` prepares has 100 steps, 0 to 99."""
     assert build(tiny_roberta, "delta_lora", [0], "method.start_step=99")[1].report(0) == {"start_step": 99}
     with pytest.raises(ValueError, match=r"method\.start_step=100 leaves W still in all 100 steps"):
         build(tiny_roberta, "delta_lora", [0], "method.start_step=100")
@@ -182,7 +182,7 @@ def test_a_start_beyond_the_run_is_refused(tiny_roberta):
 
 @pytest.mark.parametrize(("warmup_ratio", "step"), [(0.06, 6), (0.061, 7), (0, 0)])
 def test_a_start_of_null_is_the_end_of_the_warm_up(tiny_roberta, warmup_ratio, step):
-    """ceil(warmup_ratio * steps), the warm-up of the learning rate; the helper's run has 100 steps."""
+    """ceil(warmup_ratio * steps), the warm-up of the learning rate; the run that `build` prepares has 100 steps."""
     _, method = build(tiny_roberta, "delta_lora", SEEDS, "method.start_step=null", f"warmup_ratio={warmup_ratio}")
     assert method.report(0) == method.report(1) == {"start_step": step}
     for now in range(step + 3):
