@@ -1,43 +1,35 @@
 """A table as LaTeX (booktabs): the papers' estimate, ours above the published row."""
 
 from melora_bench.estimates import ESTIMATES
+from melora_bench.layout import Line, block, scored
 
 ESCAPES = str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "±": r"$\pm$"})
 
 
 def latex(table: dict, rows: list[dict]) -> str:
     """rows: the lines of the CSV with their scores. One tabular per backbone, in the order of the Markdown."""
-    tasks = [*table["tasks"], *([table["average"]] if table["average"] else [])]
+    columns = scored(table)
     lines = [f"% {table['title']}. Needs \\usepackage{{booktabs}}."]
     for backbone in dict.fromkeys(row["backbone"] for row in rows):
-        mine = [row for row in rows if row["backbone"] == backbone]
+        _, found = block(table, [row for row in rows if row["backbone"] == backbone], set(), "best")
         lines += [
             f"% {backbone}: {ESTIMATES['best']}",
-            rf"\begin{{tabular}}{{lr{'r' * len(tasks)}}}",
+            rf"\begin{{tabular}}{{lr{'r' * len(columns)}}}",
             r"\toprule",
-            _line("method", "parameters", *tasks),
+            _joined("method", "parameters", *columns),
             r"\midrule",
-            *_rows(mine, tasks),
+            *(_line(line, 1 + len(columns)) for line in found),
             r"\bottomrule",
             r"\end{tabular}",
         ]
     return "\n".join(lines) + "\n"
 
 
-def _rows(rows: list[dict], tasks: list[str]) -> list[str]:
-    usual = max((row["seeds"] for row in rows if row["seeds"]), default=0)
-    lines = []
-    for label in dict.fromkeys(row["row"] for row in rows):
-        by_task = {row["task"]: row for row in rows if row["row"] == label}
-        params = next((f"{row['adapter_params']:,}" for row in by_task.values() if row["adapter_params"] != ""), "")
-        scores = [by_task[task]["scores"] for task in tasks]
-        lines.append(_line(label, params, *(found["best"].text(usual) if found else "" for found in scores)))
-        if name := next((row["published_backbone"] for row in by_task.values() if row["published"]), None):
-            lines.append(
-                _line(rf"\emph{{published, {name}}}", "", *(by_task[task]["published"] for task in tasks), escape=False)
-            )
-    return lines
+def _line(line: Line, columns: int) -> str:
+    if line.published:
+        return _joined(rf"\emph{{published, {line.published}}}", *line.texts[:columns], escape=False)
+    return _joined(line.label, *line.texts[:columns])
 
 
-def _line(*texts: str, escape: bool = True) -> str:
+def _joined(*texts: str, escape: bool = True) -> str:
     return " & ".join(text.translate(ESCAPES) if escape else text for text in texts) + r" \\"

@@ -8,6 +8,7 @@ from pathlib import Path
 from melora_bench import audit, records
 from melora_bench.estimates import ESTIMATES
 from melora_bench.files import write_text
+from melora_bench.layout import block, seen_note, seen_tasks
 from melora_bench.markdown import footer
 from melora_bench.records import ROOT, RunRecord
 from melora_bench.tables import Assembled, assemble, with_numbers
@@ -42,9 +43,10 @@ def _section(name: str, it: Assembled) -> str:
     """A table's best-epoch and other estimates, its verdicts, figures and footnotes."""
     lines = [f'<h2 id="{name}">{html.escape(it.table["title"])}</h2>']
     for backbone in sorted({backbone for backbone, _, _ in it.cells}):
-        rows = [row for row in it.rows if row["backbone"] == backbone]
+        rows, seen = [row for row in it.rows if row["backbone"] == backbone], seen_tasks(it.cells, backbone)
         for estimate, title in ESTIMATES.items():
-            lines += [f"<h3>{html.escape(f'{backbone}: {title}')}</h3>", _table(it.table, rows, estimate)]
+            lines += [f"<h3>{html.escape(f'{backbone}: {title}')}</h3>", _table(it.table, rows, seen, estimate)]
+        lines += [f"<p>{html.escape(seen_note(backbone))}</p>"] if seen else []
         verdicts = [f"{row['row']}, {row['task']}: {row['verdict']}" for row in rows if row["verdict"]]
         lines.append(_list(map(html.escape, dict.fromkeys(verdicts))))
         figures = sorted((it.results / "figures").glob(f"{name}_{backbone}_*.svg"))
@@ -55,23 +57,16 @@ def _section(name: str, it: Assembled) -> str:
     return "\n".join([*lines, '<div class="note">', _list(map(html.escape, notes)), "</div>"])
 
 
-def _table(table: dict, rows: list[dict], estimate: str) -> str:
-    tasks = [*table["tasks"], *([table["average"]] if table["average"] else [])]
-    usual = max((row["seeds"] for row in rows if row["seeds"]), default=0)
-    body = []
-    for label in dict.fromkeys(row["row"] for row in rows):
-        by_task = {row["task"]: row for row in rows if row["row"] == label}
-        params = next((f"{row['adapter_params']:,}" for row in by_task.values() if row["adapter_params"] != ""), "")
-        scores = [by_task[task]["scores"] for task in tasks]
-        body.append(_row("", label, params, *(found[estimate].text(usual) if found else "" for found in scores)))
-        if estimate == "best" and any(row["published"] for row in by_task.values()):
-            name = next(row["published_backbone"] for row in by_task.values() if row["published"])
-            body.append(
-                _row("published", f"{label}: published, {name}", "", *(by_task[task]["published"] for task in tasks))
-            )
-    head = "".join(f"<th>{html.escape(text)}</th>" for text in ("method", "parameters", *tasks))
-    return ('<div class="scroll"><table class="sortable"><thead><tr>' + head + "</tr></thead><tbody>" + "".join(body)
-            + "</tbody></table></div>")  # fmt: skip
+def _table(table: dict, rows: list[dict], seen: set[str], estimate: str) -> str:
+    head, found = block(table, rows, seen, estimate)
+    body = "".join(
+        _row("published", f"{line.label}: published, {line.published}", *line.texts)
+        if line.published
+        else _row("", line.label, *line.texts)
+        for line in found
+    )
+    names = "".join(f"<th>{html.escape(text)}</th>" for text in head)
+    return f'<div class="scroll"><table class="sortable"><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _row(kind: str, *texts: str) -> str:

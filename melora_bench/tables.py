@@ -12,7 +12,8 @@ from melora_bench.estimates import ESTIMATES, Runs, Score, Sure, all_records, av
 from melora_bench.files import write_text
 from melora_bench.grid import as_list, reference
 from melora_bench.latex import latex
-from melora_bench.markdown import any_record, markdown
+from melora_bench.layout import any_record
+from melora_bench.markdown import markdown
 from melora_bench.records import ROOT, RunRecord
 
 WHICH = {"single": "", "best": ", best {over}", "mean": ", mean over {over}"}

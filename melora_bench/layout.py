@@ -1,0 +1,63 @@
+"""The columns and rows of a table as texts, which its Markdown, LaTeX and HTML share."""
+
+from dataclasses import dataclass
+
+from melora_bench.estimates import Runs, all_records
+from melora_bench.grid import reference
+from melora_bench.records import RunRecord
+
+
+@dataclass(frozen=True)
+class Line:
+    """One printed line of a table."""
+
+    label: str
+    published: str  # the backbone of the published numbers that this line holds; empty: the numbers are ours
+    texts: list[str]  # one per column after the first
+
+
+def scored(table: dict) -> list[str]:
+    """The tasks, then the average where the table has one."""
+    return [*table["tasks"], *([table["average"]] if table["average"] else [])]
+
+
+def block(table: dict, rows: list[dict], seen: set[str], estimate: str) -> tuple[list[str], list[Line]]:
+    """(column names, lines) of one backbone and estimate; published numbers stand under the estimate that the papers use.
+
+    rows: the lines of the CSV with their scores. seen: the tasks to mark. Columns: method, parameters, the scores, then
+    how sure their average is and the speed, where the table has them.
+    """
+    columns = scored(table)
+    speed = ["rows/s"] if table.get("speed") else []
+    certain = ["bootstrap 95 %", f"beats {reference(table)}"] if any(row["sure"] for row in rows) else []
+    head = ["method", "adapter params", *(f"{name} †" if name in seen else name for name in columns), *certain, *speed]
+    usual = max((row["seeds"] for row in rows if row["seeds"]), default=0)
+    lines = []
+    for label in dict.fromkeys(row["row"] for row in rows):
+        cells = {row["task"]: row for row in rows if row["row"] == label}
+        params = next((f"{row['adapter_params']:,}" for row in cells.values() if row["adapter_params"] != ""), "")
+        texts = [cells[name]["scores"][estimate].text(usual) if cells[name]["scores"] else "" for name in columns]
+        last = cells[columns[-1]]
+        texts += [last[f"{estimate}_interval"], last[f"{estimate}_beats_lora"]] if certain else []
+        texts += [" / ".join(filter(None, (row["rows_per_second"] for row in cells.values())))] if speed else []
+        lines.append(Line(label, "", [params, *texts]))
+        name = next((row["published_backbone"] for row in cells.values() if row["published"]), "")
+        if name and estimate == "best":
+            texts = ["", *(cells[name]["published"] for name in columns), *[""] * len(certain + speed)]
+            lines.append(Line(label, name, texts))
+    return head, lines
+
+
+def any_record(runs: Runs) -> RunRecord | None:
+    """One of a cell's records, for what all of them share."""
+    return next(all_records(runs), None)
+
+
+def seen_tasks(cells: dict, backbone: str) -> set[str]:
+    """The tasks whose texts the backbone's training saw."""
+    first = {task: any_record(runs) for (name, _, task), runs in cells.items() if name == backbone}
+    return {task for task, record in first.items() if task in record.config["backbone"]["seen"]}
+
+
+def seen_note(backbone: str) -> str:
+    return f"† the training of {backbone} saw texts of these tasks."
