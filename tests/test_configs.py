@@ -73,7 +73,8 @@ def test_every_point_of_a_table_composes_to_a_run_of_its_own(table):
 
 
 @pytest.mark.parametrize(
-    ("table", "paper"), [(table, table.split("_")[0]) for table in options("table") if "_" in table]
+    ("table", "paper"),
+    [(table, paper) for table in options("table") if (paper := load_grid(table)["table"]["paper"])],
 )
 def test_a_papers_table_runs_its_own_recipe_on_its_own_backbone(table, paper):
     for _, point in grid(table):
