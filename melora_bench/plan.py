@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from melora_bench.files import sha256_json
 from melora_bench.grid import points
-from melora_bench.points import Point, compose_run
-from melora_bench.run import PackedRun
+from melora_bench.points import Point, build, compose_run
+from melora_bench.run import LIMITS, PackedRun, load_task
 from melora_bench.tables import load_grid
 
 PROBE_STEPS, WARM_UP = 20, 3  # optimizer steps measured, after those that are not
@@ -30,6 +31,20 @@ class Cost:
     problem: str = ""  # why the cost cannot be known: data or a backbone that is not here, say
 
 
+@dataclass(frozen=True)
+class Size:
+    """What one epoch of a task reads."""
+
+    rows: int
+    tokens: int
+    evaluated: int  # tokens
+
+    @classmethod
+    def of(cls, task) -> "Size":
+        evaluated = sum(len(split.ids) for split in task.evaluation.values())
+        return cls(len(task.train.labels), len(task.train.ids), evaluated)
+
+
 class _Enough(Exception):
     pass
 
@@ -41,29 +56,31 @@ def plan(table: str, overrides: list[str]) -> list[Cost]:
     """
     costs: list[Cost] = []
     speed: dict[tuple, float] = {}  # by method and number of seeds side by side
+    sizes: dict[str, Size] = {}  # by what decides which rows are read, and how
     for job in points(load_grid(table)["table"], overrides):
         point = Point.of(*compose_run([f"table={table}", *job]))
         cost = Cost(job=job, point=point, missing=[s for s in point.config["seeds"] if not point.record(s)])
         costs.append(cost)
         try:
-            _measure(cost, speed)
+            _measure(cost, sizes, speed)
         except ValueError as error:
             cost.problem = " ".join(str(error).split())
     return costs
 
 
-def _measure(cost: Cost, speed: dict[tuple, float]) -> None:
-    packs, epochs = cost.point.packs(cost.missing), cost.point.config["epochs"]
+def _measure(cost: Cost, sizes: dict[str, Size], speed: dict[tuple, float]) -> None:
+    config, packs = cost.point.config, cost.point.packs(cost.missing)
     if not packs:
         return
-    run = PackedRun(cost.point, packs[0])
-    evaluated = sum(len(part.ids) for part in run.task.evaluation.values())
-    cost.steps = len(packs) * epochs * run.batches.steps_per_epoch
-    cost.tokens = len(cost.missing) * epochs * len(run.task.train.ids)
-    cost.evaluated = len(cost.missing) * epochs * evaluated
+    rows = sha256_json([config[key] for key in ("task", "data", "backbone", *LIMITS)])
+    if rows not in sizes:
+        sizes[rows] = Size.of(load_task(config, build(config["backbone"], "backbone"))[0])
+    size, visits = sizes[rows], len(cost.missing) * config["epochs"]
+    cost.steps = len(packs) * config["epochs"] * -(-size.rows // config["batch_size"])
+    cost.tokens, cost.evaluated = visits * size.tokens, visits * size.evaluated
     key = (cost.point.choices["method"], len(packs[0]))
     if key not in speed:
-        speed[key] = probe(run)
+        speed[key] = probe(PackedRun(cost.point, packs[0]))
     cost.hours = (cost.tokens + FORWARD_SHARE * cost.evaluated) / speed[key] / 3600
 
 

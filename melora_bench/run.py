@@ -24,6 +24,8 @@ from melora_bench.points import Point, build
 from melora_bench.progress import RunProgress
 from melora_bench.training import Trainer
 
+LIMITS = ("max_length", "max_train_rows", "max_eval_rows")
+
 log = logging.getLogger(__name__)
 
 
@@ -73,6 +75,12 @@ def run(cfg: DictConfig, choices: dict) -> list[Path]:
     raise RunError(f"error: {line}")
 
 
+def load_task(config: dict, backbone) -> tuple[object, dict]:
+    """The task of a config with its rows read and tokenised, and what the record says of them. Raises ValueError."""
+    task, source = (build(config[group], group) for group in ("task", "data"))
+    return task, task.load(source, backbone.tokenizer(), **{key: config[key] for key in LIMITS})
+
+
 class PackedRun:
     """The parts of one packed run: built, resumed, trained, recorded."""
 
@@ -96,11 +104,8 @@ class PackedRun:
             log_with=config["tracker"],
             project_dir=config["output_dir"],
         )
-        self.method, self.task, self.backbone, source = (
-            build(config[group], group) for group in ("method", "task", "backbone", "data")
-        )
-        limits = {key: config[key] for key in ("max_length", "max_train_rows", "max_eval_rows")}
-        self.data = self.task.load(source, self.backbone.tokenizer(), **limits)
+        self.method, self.backbone = (build(config[group], group) for group in ("method", "backbone"))
+        self.task, self.data = load_task(config, self.backbone)
         self.origin, self.git = self.backbone.origin(), records.git_state()  # now: both may have changed by the end
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
