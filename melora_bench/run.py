@@ -195,10 +195,25 @@ class PackedRun:
         source = self.config["init_from"]
         if source is None:
             return None
-        folder = Path(source) if Path(source).is_dir() else Path(self.config["output_dir"], "runs", f"{source}-s{seed}")
+        folder = Path(source) if Path(source).is_dir() else self._earlier(source, seed)
         if (folder / "adapter_config.json").is_file():
             return {"source": source, **checkpoints.load_peft(self.method.layers, self.backbone.head, k, folder)}
         return {"source": source, **checkpoints.load_adapter(model, self.backbone.head, k, folder / "last.safetensors")}
+
+    def _earlier(self, source: str, seed: int) -> Path:
+        """The outputs of <experiment>/<task>/<method>-<hash>, or of this experiment's run of a task alike in method,
+        backbone and precision. Raises ValueError unless there is exactly one."""
+        runs, own = Path(self.config["output_dir"], "runs"), self.point.identity
+        if "/" in source:
+            return runs / f"{source}-s{seed}"
+        place = f"{self.config['experiment']}/{source}/{self.point.choices['method']}-*-s{seed}"
+        accounts = {path.parent: checkpoints.about(path)["config"] for path in runs.glob(f"{place}/last.safetensors")}
+        keys = ("method", "backbone", "precision")
+        alike = [folder for folder, config in accounts.items() if all(config[key] == own[key] for key in keys)]
+        if len(alike) != 1:
+            raise ValueError(f"init_from={source}: {len(alike)} runs {place} of this method, backbone and precision are in "
+                             f"{runs}, not one: train task={source} first, or name a run or a folder")  # fmt: skip
+        return alike[0]
 
     def _resume(self, checkpoint: Path) -> None:
         if not _agreed(checkpoint.exists()):

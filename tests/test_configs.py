@@ -89,6 +89,13 @@ def test_a_papers_table_runs_its_own_recipe_on_its_own_backbone(table, paper):
     assert grid(table)[0][1].config["seeds"] == {"melora": [0, 1, 2, 3, 4], "mplora": [0, 1, 2]}[paper]
 
 
+def test_the_mnli_start_is_a_grid():
+    """MNLI itself starts afresh; the others start from its adapters, each under its own recipe."""
+    starts = {point.choices["task"]: point.config["init_from"] for _, point in grid("init_from_mnli")}
+    assert starts == {"mnli": None, "mrpc": "mnli", "rte": "mnli", "stsb": "mnli"}
+    assert {point.choices["recipe"] for _, point in grid("init_from_mnli")} == {f"melora/{task}" for task in starts}
+
+
 def test_every_recipe_is_used():
     used = {point.choices["recipe"] for table in options("table") for _, point in grid(table)}
     default = composed([], return_hydra_config=True).hydra.runtime.choices["recipe"]

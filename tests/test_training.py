@@ -233,6 +233,20 @@ def test_init_from_an_earlier_run(tiny_overrides, tmp_path):
     assert same == {key for key in one if not key.startswith("classifier.")}
 
 
+def test_init_from_a_task_finds_the_like_run_of_each_seed(tiny_overrides, tmp_path):
+    """Of the same experiment, method, settings and seed; with none of them, or two, it says so."""
+    first = run_point([*tiny_overrides, "seeds=[0,1]", "epochs=1"])
+    run_point([*tiny_overrides, "seeds=[0,1]", "epochs=1", "method.r=4"])
+    start = [*tiny_overrides, "task=mrpc", "init_from=sst2", "epochs=1"]
+    second = run_point([*start, "seeds=[0,1]"])
+    assert [records.load(path).init_from["run_id"] for path in second] == [records.load(path).run_id for path in first]
+    with pytest.raises(RunError, match=r"init_from=sst2: 0 runs adhoc/sst2/lora-\*-s2 .* train task=sst2 first"):
+        run_point([*start, "seeds=[2]"])
+    run_point([*tiny_overrides, "seeds=[0]", "epochs=1", "lr=0.01"])
+    with pytest.raises(RunError, match=r"init_from=sst2: 2 runs adhoc/sst2/lora-\*-s0 "):
+        run_point([*start, "seeds=[0]", f"results_dir={tmp_path}/again"])
+
+
 def test_clipping_is_per_replica(tiny_overrides, tmp_path):
     """A replica's clipped step does not depend on the size of its neighbour's gradient."""
     command = [*tiny_overrides, *NO_DROPOUT, "max_grad_norm=0.01", "lr=0.01"]
