@@ -12,8 +12,7 @@ from melora_bench import stats
 from melora_bench.estimates import Score, all_records
 from melora_bench.files import write_atomic
 from melora_bench.grid import reference
-from melora_bench.published import Cell
-from melora_bench.tables import Assembled, assemble, printed
+from melora_bench.tables import Assembled, assemble
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, and a marker of its own for each.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -60,7 +59,8 @@ def curves(table: dict, cells: dict, title: str) -> Figure:
         found = list(all_records(runs))
         values = 100 * np.array([[entry["metrics"][r.metric] for entry in r.epochs] for r in found])  # (runs, epochs)
         epochs = [entry["epoch"] for entry in found[0].epochs]
-        _band(panels[task], epochs, values, number, table["rows"][number]["label"])
+        sd = values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
+        _band(panels[task], epochs, values.mean(0), sd, number, table["rows"][number]["label"])
     for axes in panels.values():
         axes.xaxis.get_major_locator().set_params(integer=True)
     _finish(figure, panels, "epoch", "score, %")
@@ -71,12 +71,10 @@ def against_parameters(table: dict, rows: list[dict], title: str) -> Figure:
     """Mean and sd of each row against its trained adapter parameters, one panel per task; equal counts are set apart."""
     scored = [row for row in rows if row["scores"] and row["adapter_params"] != ""]
     figure, panels = _panels([task for task in table["tasks"] if any(row["task"] == task for row in scored)], title)
-    labels = [row["label"] for row in table["rows"]]
     shown = list(dict.fromkeys(row["row"] for row in scored))
     for row in scored:
         score: Score = row["scores"]["best"]
-        number = next(i for i, label in enumerate(labels) if f"{row['row']}, ".startswith(f"{label}, "))
-        look = _look(number) | {"fillstyle": "none" if ", mean" in row["row"] else "full"}
+        look = _look(row["number"]) | {"fillstyle": "none" if row["which"] == "mean" else "full"}
         place = max(row["adapter_params"], 1) * 1.04 ** (shown.index(row["row"]) - len(shown) / 2)
         panels[row["task"]].errorbar(
             place, score.mean, yerr=score.sd or 0, capsize=2, ls="none", label=row["row"], **look
@@ -127,12 +125,11 @@ def forest(differences: list[tuple[str, float, float, float, str]], title: str) 
 
 def sweep(table: dict, cells: dict, rows: list[dict], title: str, x_key: str, line_key: str | None) -> Figure:
     """Score against the setting `x_key`, one line per value of `line_key` that has two points; published points hollow."""
-    figure, panels = _panels([*_tasks(table, cells), *([table["average"]] if table["average"] else [])], title)
-    cells_of_paper: dict[tuple[str, str, str], Cell] = printed(table)
+    figure, panels = _panels([*_tasks(table, cells), *filter(None, [table["average"]])], title)
     lines: dict[tuple, list] = {}
     for row in rows:
-        points = next(each["points"] for each in table["rows"] if f"{row['row']}, ".startswith(f"{each['label']}, "))
-        if not row["scores"] or row["task"] not in panels or x_key not in points or ", best" in row["row"]:
+        points = table["rows"][row["number"]]["points"]
+        if not row["scores"] or row["task"] not in panels or x_key not in points or row["which"] == "best":
             continue
         score = row["scores"]["best"]
         line = (row["task"], "" if line_key is None else str(points.get(line_key)))
@@ -141,16 +138,12 @@ def sweep(table: dict, cells: dict, rows: list[dict], title: str, x_key: str, li
     for (task, value), points in lines.items():
         order = sorted({line for _, line in lines})
         x, mean, sd = np.array(sorted(points)).T
-        look = _look(order.index(value))
-        panels[task].plot(x, mean, label=f"{line_key}={value}" if line_key else "ours", **look)
-        panels[task].fill_between(x, mean - sd, mean + sd, color=look["color"], alpha=0.15, linewidth=0)
-    for row in table["rows"]:
-        for variant in row.get("published", {}).values():
-            for task, axes in panels.items():
-                if cell := cells_of_paper.get((row["points"]["method"], variant, task)):
-                    axes.plot(
-                        float(row["points"][x_key]), cell.value, "o", color="grey", fillstyle="none", label="published"
-                    )
+        _band(panels[task], x, mean, sd, order.index(value), f"{line_key}={value}" if line_key else "ours")
+    for row in rows:
+        points = table["rows"][row["number"]]["points"]
+        if row["published"] and row["task"] in panels and x_key in points:
+            place = float(points[x_key]), float(row["published"])
+            panels[row["task"]].plot(*place, "o", color="grey", fillstyle="none", label="published")
     _finish(figure, panels, x_key, "score at the best epoch, %")
     return figure
 
@@ -189,8 +182,7 @@ def _look(number: int) -> dict:
     return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "markersize": 4}
 
 
-def _band(axes: Axes, x: list, values: np.ndarray, number: int, label: str) -> None:
-    mean, sd = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
+def _band(axes: Axes, x: list, mean: np.ndarray, sd: np.ndarray, number: int, label: str) -> None:
     look = _look(number)
     axes.plot(x, mean, label=label, **look)
     axes.fill_between(x, mean - sd, mean + sd, color=look["color"], alpha=0.15, linewidth=0)

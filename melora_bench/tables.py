@@ -69,7 +69,7 @@ def regenerate(name: str, results_dir: str | None = None) -> tuple[Path, Path, P
     it = assemble(name, results_dir)
     if not it.cells and not printed(it.table):
         raise ValueError(f"{it.results} has no records of {name}: run scripts/train.py table={name} first")
-    frame = pd.DataFrame(it.rows).drop(columns=["scores", "sure"])
+    frame = pd.DataFrame(it.rows).drop(columns=["number", "which", "scores", "sure"])
     texts = {
         "csv": frame.to_csv(index=False, lineterminator="\n"),
         "md": markdown(it.table, it.rows, it.cells, set(filter(None, it.obstacles.values()))),
@@ -110,7 +110,8 @@ def rows_of(table: dict, cells: Cells, obstacles: dict[str, str]) -> list[dict]:
 
     `scores` of a line is {estimate: Score}, empty unless every value that the row lists has a record; an average is
     blank unless every task has a score. An average also has `sure`, {estimate: Sure}, which compares it with the first
-    row of LoRA, where that is complete. obstacles: by run_id, what keeps a record from a verdict.
+    row of LoRA, where that is complete. `number` and `which` say of which row of the YAML, and of which of WHICH, a line is;
+    the CSV leaves these four out. obstacles: by run_id, what keeps a record from a verdict.
     """
     paper, lines = printed(table), []
     for backbone in sorted({backbone for backbone, _, _ in cells}) or ["roberta_base"]:
@@ -118,6 +119,7 @@ def rows_of(table: dict, cells: Cells, obstacles: dict[str, str]) -> list[dict]:
         for number, row in enumerate(table["rows"]):
             for which in ("best", "mean") if row.get("over") else ("single",):
                 label = row["label"] + WHICH[which].format(over=row.get("over", "").removeprefix("method."))
+                row_of = {"number": number, "which": which, "backbone": backbone, "row": label}
                 own = row.get("published", {})
                 variant, printed_as = own.get(which), own.get("method", row["points"]["method"])
                 done: dict[str, dict[str, Score]] = {}
@@ -130,7 +132,7 @@ def rows_of(table: dict, cells: Cells, obstacles: dict[str, str]) -> list[dict]:
                         each = (obstacles[record.run_id] for record in all_records(runs))
                         reasons[task] = "; ".join(dict.fromkeys(filter(None, each)))
                     done |= {task: found} if found else {}
-                    about = {"backbone": backbone, "row": label, "task": task, "chosen": chosen}
+                    about = {**row_of, "task": task, "chosen": chosen}
                     cell = paper.get((printed_as, variant, task))
                     lines.append(_line(about, runs, found, cell, reasons.get(task, "")))
                 if table["average"]:
@@ -138,7 +140,7 @@ def rows_of(table: dict, cells: Cells, obstacles: dict[str, str]) -> list[dict]:
                     if row["label"] == reference(table):
                         lora = tasks
                     found = average(tasks) if tasks else {}
-                    about = {"backbone": backbone, "row": label, "task": table["average"], "chosen": ""}
+                    about = {**row_of, "task": table["average"], "chosen": ""}
                     cell = paper.get((printed_as, variant, table["average"]))
                     why = "; ".join(f"{task} {reason}" for task, reason in reasons.items() if reason)
                     lines.append(_line(about, {}, found, cell, why, sure(tasks, lora) if found else {}))
