@@ -1,6 +1,7 @@
 """Token ids in flat arrays, and batches that pad only to their own longest row."""
 
 import functools
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -94,12 +95,14 @@ class TrainBatches:
     processes: int = 1
     process: int = 0
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return -(-len(self.split.labels) // self.batch_size)
+    def steps(self, first: int, end: int) -> Iterator[list[dict[str, Tensor]]]:
+        """The optimizer steps `first` to `end`, without `end`, counted over all epochs."""
+        count = -(-len(self.split.labels) // self.batch_size)
+        for epoch in range(first // count, -(-end // count)):
+            yield from self.epoch(epoch, max(0, first - epoch * count), min(count, end - epoch * count))
 
-    def epoch(self, epoch: int) -> Iterator[list[dict[str, Tensor]]]:
-        """For each optimizer step of an epoch, its micro-batches of (R * b, L) rows for this process.
+    def epoch(self, epoch: int, first: int = 0, end: int | None = None) -> Iterator[list[dict[str, Tensor]]]:
+        """For each optimizer step of an epoch, or of a part of it, its micro-batches of (R * b, L) rows for this process.
 
         `weight` (R * b,) makes the weighted sum of row losses the mean over the whole step's rows of a replica, after
         the division by `accumulation` and the averaging over processes that accelerate does. Parts of unequal size are
@@ -108,7 +111,7 @@ class TrainBatches:
         options = {"epoch": epoch, "batch_size": self.batch_size, "bucket": self.bucket}
         orders = [epoch_order(self.split.lengths, seed=seed, **options) for seed in self.seeds]
         parts = self.accumulation * self.processes
-        for step in zip(*orders, strict=True):
+        for step in itertools.islice(zip(*orders, strict=True), first, end):
             rows = np.stack(step)  # (R, rows of this step)
             size = -(-rows.shape[1] // parts)
             weight = np.zeros(parts * size, dtype=np.float32)

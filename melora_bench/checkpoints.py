@@ -86,10 +86,8 @@ def load_adapter(model: nn.Module, head: str, replica: int, path: Path) -> dict:
                          "with an adapter of each seed, its folder, or a PEFT LoRA adapter's")  # fmt: skip
     try:
         source = about(path)
-        if source and source["epoch"] < source["config"]["epochs"]:
-            raise ValueError(
-                f"{path} is of an unfinished run (epoch {source['epoch']} of {source['config']['epochs']})"
-            )
+        if source and source["step"] < source["total_steps"]:
+            raise ValueError(f"{path} is of an unfinished run (step {source['step']} of {source['total_steps']})")
         load_tensors(model, replica, path, without=head)
     except ValueError as error:
         raise ValueError(f"init_from: {error}") from error

@@ -65,8 +65,7 @@ def load(path: Path, backbone_path: str | None = None) -> Trained:
         )
     method, num_labels = build(parts["method"], "method"), parts["task"]["num_labels"]
     model = backbone.model(num_labels)
-    total_steps = about["step"] // about["epoch"] * about["config"]["epochs"]
-    method.attach(model, backbone.head, [about["seed"]], total_steps)
+    method.attach(model, backbone.head, [about["seed"]], about["total_steps"])
     checkpoints.load_tensors(model, 0, path)
     return Trained(about=about, model=model.eval(), method=method, backbone=backbone, num_labels=num_labels)
 

@@ -1,7 +1,6 @@
 """What a grid will cost before it runs: points done and missing, steps, tokens, and hours on this device from a probe."""
 
 import contextlib
-import itertools
 import time
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from melora_bench.files import sha256_json
 from melora_bench.grid import points
 from melora_bench.points import Point, build, compose_run
 from melora_bench.run import LIMITS, PackedRun, load_task
+from melora_bench.schedule import Schedule
 from melora_bench.tables import load_grid
 
 PROBE_STEPS, WARM_UP = 20, 3  # optimizer steps measured, after those that are not
@@ -75,9 +75,11 @@ def _measure(cost: Cost, sizes: dict[str, Size], speed: dict[tuple, float]) -> N
     rows = sha256_json([config[key] for key in ("task", "data", "backbone", *LIMITS)])
     if rows not in sizes:
         sizes[rows] = Size.of(load_task(config, build(config["backbone"], "backbone"))[0])
-    size, visits = sizes[rows], len(cost.missing) * config["epochs"]
-    cost.steps = len(packs) * config["epochs"] * -(-size.rows // config["batch_size"])
-    cost.tokens, cost.evaluated = visits * size.tokens, visits * size.evaluated
+    size = sizes[rows]
+    schedule = Schedule.of(config, size.rows)
+    cost.steps = len(packs) * schedule.total
+    cost.tokens = round(len(cost.missing) * schedule.epoch(schedule.total) * size.tokens)
+    cost.evaluated = len(cost.missing) * schedule.rounds * size.evaluated
     key = (cost.point.choices["method"], len(packs[0]))
     if key not in speed:
         speed[key] = probe(PackedRun(cost.point, packs[0]))
@@ -86,10 +88,9 @@ def _measure(cost: Cost, sizes: dict[str, Size], speed: dict[tuple, float]) -> N
 
 def probe(run: PackedRun) -> float:
     """Training tokens per second of all its seeds together, from its first steps; nothing is written."""
-    steps = min(WARM_UP + PROBE_STEPS, run.batches.steps_per_epoch)
+    steps = min(WARM_UP + PROBE_STEPS, run.trainer.schedule.round, run.trainer.schedule.total)
     first = min(WARM_UP, steps - 1)
-    batches = itertools.islice(run.batches.epoch(0), steps)
-    tokens = [sum(int(batch["attention_mask"].sum()) for batch in parts) for parts in batches]
+    tokens = [sum(int(batch["attention_mask"].sum()) for batch in parts) for parts in run.batches.steps(0, steps)]
     clock = []
 
     def watch(step: int, losses: torch.Tensor) -> None:
@@ -101,5 +102,5 @@ def probe(run: PackedRun) -> float:
 
     clock += [time.perf_counter()] * (first == 0)
     with contextlib.suppress(_Enough):
-        run.trainer.train_epoch(watch)
+        run.trainer.train_round(watch)
     return sum(tokens[first:]) * run.accelerator.num_processes / (clock[1] - clock[0])

@@ -26,7 +26,10 @@ COUNTS = (
     "bucket",
     "max_train_rows",
     "max_eval_rows",
+    "max_steps",
+    "eval_steps",
 )
+OR_NULL = {"max_train_rows", "max_eval_rows", "max_steps", "eval_steps"}
 
 
 def compose_run(overrides: list[str]) -> tuple[DictConfig, dict]:
@@ -73,10 +76,10 @@ class Point:
             raise ValueError(f"seeds={seeds} must be whole numbers from 0 on")
         for key in COUNTS:
             value = config[key]
-            if not (type(value) is int and value > 0) and not (value is None and key.endswith("_rows")):
-                raise ValueError(
-                    f"{key}={value} must be a positive whole number{', or null for all' * key.endswith('_rows')}"
-                )
+            if not (type(value) is int and value > 0) and not (value is None and key in OR_NULL):
+                raise ValueError(f"{key}={value} must be a positive whole number{', or null' * (key in OR_NULL)}")
+        if (steps := config["warmup_steps"]) is not None and not (type(steps) is int and steps >= 0):
+            raise ValueError(f"warmup_steps={steps} must be a whole number from 0 on, or null for warmup_ratio")
         for key in ("lr", "max_grad_norm", "head_lr_scale", "weight_decay", "warmup_ratio"):
             value, above = config[key], key in ("lr", "max_grad_norm")
             if type(value) not in (int, float) or not (math.isfinite(value) and (value > 0 if above else value >= 0)):

@@ -37,8 +37,8 @@ class RunProgress:
         text = [TextColumn(column, markup=False) for column in columns]
         self.bar = Progress(text[0], BarColumn(bar_width=20), *text[1:], TimeRemainingColumn(), console=console)
         self.started, self.first_step, self.scores = time.perf_counter(), trainer.step, ""
-        fields = {"epoch": f"{trainer.epoch + 1}/{trainer.epochs}", "state": "", "speed": 0.0}
-        self.task = self.bar.add_task(name, total=trainer.total_steps, completed=trainer.step, **fields)
+        fields = {"epoch": self._epoch(trainer.step), "state": "", "speed": 0.0}
+        self.task = self.bar.add_task(name, total=trainer.schedule.total, completed=trainer.step, **fields)
 
     def __enter__(self) -> "RunProgress":
         if self.live:
@@ -54,18 +54,21 @@ class RunProgress:
         if self.live and step % REFRESH_STEPS == 0:
             self.bar.update(self.task, completed=step, **self._fields(step, losses))
 
-    def on_epoch(self, metric: str) -> None:
+    def on_round(self, metric: str) -> None:
         """Called after every evaluation."""
-        epoch = self.trainer.epoch
         last = [history[-1] if history else None for history in self.trainer.history]
         self.scores = (
             metric + " " + " ".join(f"{entry['metrics'][metric]:.4f}" if entry else "failed" for entry in last)
         )
         losses = " ".join(f"{entry['train_loss']:.4f}" if entry else "-" for entry in last)
         if not self.live and not self.quiet:
-            speed = self._speed(self.trainer.step)
-            log.info("%s  epoch %d/%d  loss %s  %s  %.0f rows/s", self.name, epoch, self.trainer.epochs, losses,
-                     self.scores, speed)  # fmt: skip
+            step = self.trainer.step
+            log.info("%s  epoch %s  loss %s  %s  %.0f rows/s", self.name, self._epoch(step), losses, self.scores,
+                     self._speed(step))  # fmt: skip
+
+    def _epoch(self, step: int) -> str:
+        schedule = self.trainer.schedule
+        return f"{schedule.epoch(step):.3g}/{schedule.epoch(schedule.total):.3g}"
 
     def _speed(self, step: int) -> float:
         return (step - self.first_step) * self.rows_per_step / (time.perf_counter() - self.started)
@@ -73,5 +76,4 @@ class RunProgress:
     def _fields(self, step: int, losses) -> dict:
         steps = step - self.trainer.step
         mean = " ".join(f"{value / max(1, steps):.3f}" for value in losses.tolist())
-        epoch = f"{min(self.trainer.epoch + 1, self.trainer.epochs)}/{self.trainer.epochs}"
-        return {"epoch": epoch, "state": f"loss {mean}  {self.scores}", "speed": self._speed(step)}
+        return {"epoch": self._epoch(step), "state": f"loss {mean}  {self.scores}", "speed": self._speed(step)}

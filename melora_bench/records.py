@@ -14,13 +14,15 @@ from melora_bench.files import sha256_json, write_text
 SCHEMA = 1
 ROOT = Path(__file__).resolve().parent.parent
 # What a run's identity leaves out: seeds, the place of files, what does not change numbers, and what `method` repeats.
+UNLESS_SET = {"max_steps", "eval_steps", "warmup_steps"}  # later keys: while null, older runs are the same runs
 NOT_IDENTITY = {"seeds", "experiment", "table", "results_dir", "output_dir", "tracker", "per_method", "_target_"}
 PATHS = {("data", "root"), ("backbone", "path")}
 
 
 def identity(config: dict, *trail: str) -> dict:
     """The resolved config without what is not part of a run's identity; records store it and `config_hash` hashes it."""
-    kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY and (*trail, key) not in PATHS}
+    left_out = NOT_IDENTITY | {key for key in UNLESS_SET if config.get(key) is None}
+    kept = {key: value for key, value in config.items() if key not in left_out and (*trail, key) not in PATHS}
     return {key: identity(value, *trail, key) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
@@ -122,8 +124,13 @@ def load_all(results_dir: str | Path, experiment: str) -> list[RunRecord]:
 
 
 def best_epoch(record: RunRecord) -> dict:
-    """The first epoch with the highest selection metric."""
-    return max(record.epochs, key=lambda entry: entry["metrics"][record.metric])
+    """The first evaluation with the best selection metric."""
+    return best(record.epochs, record.metric)
+
+
+def best(epochs: list[dict], metric: str) -> dict:
+    """The first of the entries with the highest `metric`, or the lowest loss."""
+    return (min if metric == "loss" else max)(epochs, key=lambda entry: entry["metrics"][metric])
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from melora_bench.batches import TrainBatches
 from melora_bench.files import write_text
 from melora_bench.points import Point, build
 from melora_bench.progress import RunProgress
+from melora_bench.schedule import Schedule
 from melora_bench.training import Trainer
 
 LIMITS = ("max_length", "max_train_rows", "max_eval_rows")
@@ -124,26 +125,28 @@ class PackedRun:
             most = self.backbone.longest(model)
             raise ValueError(f"max_length={config['max_length']} lets texts of {longest} tokens through, "
                              f"backbone {self.backbone.name} reads {most}: lower it to that")  # fmt: skip
-        self.method.attach(model, head, seeds, config["epochs"] * self.batches.steps_per_epoch)
+        schedule = Schedule.of(config, len(self.task.train.labels))
+        self.method.attach(model, head, seeds, schedule.total)
         self.starts = [self._start(model, k, seed) for k, seed in enumerate(seeds)]
         one = checkpoints.adapter_tensors(model, 0)
         numbers = {name: one[name].numel() for name in checkpoints.trainable(model)}
         in_head = sum(count for name, count in numbers.items() if name.startswith(f"{head}."))
         total = sum(numbers.values())
         self.params = {"total": total, "adapter": total - in_head, "head": in_head}
-        keys = ("epochs", "lr", "head_lr_scale", "weight_decay", "warmup_ratio", "max_grad_norm", "eval_batch_size")
+        keys = ("lr", "head_lr_scale", "weight_decay", "max_grad_norm", "eval_batch_size")
         self.trainer = Trainer(
             accelerator=self.accelerator,
             model=model,
             method=self.method,
             task=self.task,
             batches=self.batches,
+            schedule=schedule,
             head=head,
             **{key: config[key] for key in keys},
         )
 
     def execute(self) -> list[Path]:
-        """Train to the end, a checkpoint after each epoch; write the records. Raises ValueError if a replica failed."""
+        """Train to the end, a checkpoint after each round; write the records. Raises ValueError if a replica failed."""
         trainer, main = self.trainer, self.accelerator.is_main_process
         checkpoint = self.point.output(*self.seeds) / "checkpoint.pt"
         self._resume(checkpoint)
@@ -152,9 +155,9 @@ class PackedRun:
         try:
             name = f"{self.task.name} {self.point.name}"
             with RunProgress(name, trainer, len(self.seeds) * self.config["batch_size"], quiet=not main) as progress:
-                while trainer.epoch < trainer.epochs and None in trainer.failed:
-                    trainer.train_epoch(progress.on_step)
-                    progress.on_epoch(self.task.metric)
+                while not trainer.finished and None in trainer.failed:
+                    trainer.train_round(progress.on_step)
+                    progress.on_round(self.task.metric)
                     if main:
                         self._keep_adapters()
                         state = {
@@ -221,7 +224,7 @@ class PackedRun:
         state = checkpoints.load_checkpoint(checkpoint)
         self.trainer.load_state_dict(state["trainer"])
         self.seconds_before, self.resumed_at = state["seconds"], [*state["resumed_at"], self.trainer.epoch]
-        log.info("resume  %s %s  after epoch %d", self.task.name, self.point.name, self.trainer.epoch)
+        log.info("resume  %s %s  after epoch %g", self.task.name, self.point.name, self.trainer.epoch)
 
     def _track(self) -> None:
         if not self.config["tracker"]:
@@ -230,7 +233,7 @@ class PackedRun:
             self.accelerator.init_trackers("melora_bench", config=_flat(self.point.identity))
         values = {}
         for seed, history in zip(self.seeds, self.trainer.history, strict=True):
-            if history and history[-1]["epoch"] == self.trainer.epoch:
+            if history and history[-1]["step"] == self.trainer.step:
                 last = {key: history[-1][key] for key in ("train_loss", "penalty", "lr")} | history[-1]["metrics"]
                 values |= {f"{self.task.name}/{self.point.name}-s{seed}/{key}": value for key, value in last.items()}
         self.accelerator.log(values, step=self.trainer.step)
@@ -239,13 +242,13 @@ class PackedRun:
         """last.safetensors of every seed, and best.safetensors of the seeds that have just reached their best."""
         model = self.trainer.plain_model
         for k, (seed, history) in enumerate(zip(self.seeds, self.trainer.history, strict=True)):
-            if not history or history[-1]["epoch"] != self.trainer.epoch:
+            if not history or history[-1]["step"] != self.trainer.step:
                 continue
-            values = [entry["metrics"][self.task.metric] for entry in history]
             about = {**self._about, "run_id": self.point.run_id(seed), "seed": seed, **history[-1]}
+            about["total_steps"] = self.trainer.schedule.total
             folder = self.point.output(seed)
             checkpoints.save_adapter(folder / "last.safetensors", model, k, about)
-            if values[-1] > max(values[:-1], default=-float("inf")):
+            if records.best(history, self.task.metric) is history[-1]:
                 checkpoints.save_adapter(folder / "best.safetensors", model, k, about)
 
     def _write_records(self) -> list[Path]:

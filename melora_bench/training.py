@@ -1,6 +1,6 @@
-"""The training loop: R replicas on one frozen backbone, evaluated and checkpointed after every epoch.
+"""The training loop: R replicas on one frozen backbone, evaluated and checkpointed after every round (an epoch, mostly).
 
-It knows no method and no task by name: a method acts through its hooks, a task through `loss` and `score`.
+It knows no method and no task by name: a method acts through its hooks, a task through `loss`, `outputs` and `score`.
 """
 
 import time
@@ -16,12 +16,13 @@ from transformers import get_linear_schedule_with_warmup
 from melora_bench.batches import TrainBatches, evaluation_batches
 from melora_bench.checkpoints import adapter_tensors, trainable
 from melora_bench.methods.base import Method
+from melora_bench.schedule import Schedule
 from melora_bench.seeding import derive
 
 
 @dataclass(kw_only=True)
 class Trainer:
-    """One packed run. `history[k]` holds replica k's epochs; `failed[k]` the step at which its loss, or its outputs in the
+    """One packed run. `history[k]` holds replica k's evaluations; `failed[k]` the step at which its loss, or its outputs in the
     evaluation after it, were not finite."""
 
     accelerator: Accelerator
@@ -30,14 +31,13 @@ class Trainer:
     task: object
     batches: TrainBatches
     head: str
-    epochs: int
+    schedule: Schedule
     lr: float
     head_lr_scale: float
     weight_decay: float
-    warmup_ratio: float
     max_grad_norm: float
     eval_batch_size: int
-    epoch: int = 0  # finished epochs
+    step: int = 0  # finished steps; always whole rounds
     rate: float = 0.0  # the adapters' learning rate in the last step
     history: list[list[dict]] = field(init=False)
 
@@ -45,7 +45,6 @@ class Trainer:
         self.seeds = self.batches.seeds
         self.replicas = len(self.seeds)
         self.history = [[] for _ in self.seeds]
-        self.total_steps = self.epochs * self.batches.steps_per_epoch
         params = trainable(self.model)
         heads = [value for name, value in params.items() if name.startswith(f"{self.head}.")]
         adapters = [value for name, value in params.items() if not name.startswith(f"{self.head}.")]
@@ -53,23 +52,26 @@ class Trainer:
         groups = [group for group in groups if group["params"]]
         # A fused optimizer hides from accelerate the steps that fp16's loss scaling skips.
         optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=self.accelerator.scaler is None)
-        warmup = int(np.ceil(self.warmup_ratio * self.total_steps))
-        self.schedule = get_linear_schedule_with_warmup(optimizer, warmup, self.total_steps)
+        self.decay = get_linear_schedule_with_warmup(optimizer, self.schedule.warmup, self.schedule.total)
         self.model, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         self.guard = ReplicaGuard(list(params.values()), self.replicas, self.max_grad_norm, self.accelerator)
 
     @property
-    def step(self) -> int:
-        return self.epoch * self.batches.steps_per_epoch
+    def finished(self) -> bool:
+        return self.step == self.schedule.total
 
-    def train_epoch(self, on_step=lambda step, losses: None) -> None:
-        """Train one epoch, evaluate, and append to `history`. `on_step(step, (R,) losses on the device)` may watch."""
-        start, step = time.perf_counter(), self.step
-        # Dropout is drawn from (seeds, epoch, process) alone, so a resumed run draws what the unbroken one would have.
-        torch.manual_seed(derive("dropout", self.seeds, self.epoch, self.accelerator.process_index))
+    @property
+    def epoch(self) -> int | float:
+        return self.schedule.epoch(self.step)
+
+    def train_round(self, on_step=lambda step, losses: None) -> None:
+        """Train to the next evaluation, evaluate, and append to `history`. `on_step(step, (R,) sums of losses)` may watch."""
+        start, step, end = time.perf_counter(), self.step, min(self.step + self.schedule.round, self.schedule.total)
+        # Dropout is drawn from (seeds, round, process) alone, so a resumed run draws what the unbroken one would have.
+        torch.manual_seed(derive("dropout", self.seeds, step // self.schedule.round, self.accelerator.process_index))
         self.model.train()
         totals = torch.zeros(2, self.replicas, device=self.accelerator.device)
-        for micro_batches in self.batches.epoch(self.epoch):
+        for micro_batches in self.batches.steps(step, end):
             for batch in micro_batches:
                 batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
                 with self.accelerator.accumulate(self.model):
@@ -82,8 +84,8 @@ class Trainer:
                         self.guard.clip(self.optimizer)
                     self.optimizer.step()
                     if self.accelerator.sync_gradients and not self.accelerator.optimizer_step_was_skipped:
-                        self.rate = self.schedule.get_last_lr()[0]
-                        self.schedule.step()
+                        self.rate = self.decay.get_last_lr()[0]
+                        self.decay.step()
                         self.method.after_optimizer_step(step)
                     self.optimizer.zero_grad()
                 totals += torch.stack(
@@ -91,13 +93,13 @@ class Trainer:
                 )
             step += 1
             on_step(step, totals[0] / self.batches.accumulation)
-        self.epoch += 1
-        totals = self.accelerator.reduce(totals, "mean") / (self.batches.steps_per_epoch * self.batches.accumulation)
+        totals = self.accelerator.reduce(totals, "mean") / ((end - self.step) * self.batches.accumulation)
+        self.step = end
         losses = totals.T.tolist()  # waits for the device: training ends here
         trained = time.perf_counter()
         scores = self.evaluate()
         times = {"train_seconds": round(trained - start, 3), "eval_seconds": round(time.perf_counter() - trained, 3)}
-        if self.epoch == self.epochs:
+        if self.finished:
             self.method.after_training(self.evaluate)
         entry = {"epoch": self.epoch, "step": step, "lr": self.rate}
         for k, (loss, penalty) in enumerate(losses):
@@ -106,7 +108,7 @@ class Trainer:
             if self.failed[k] is None:
                 means = {"train_loss": round(loss, 6), "penalty": round(penalty, 9)}
                 report = self.method.report(k)
-                if self.epoch == self.epochs:
+                if self.finished:
                     report["singular_values_above_0.1"] = self.method.spectrum(k)
                 self.history[k].append({**entry, **means, **scores[k], **times, "report": report})
 
@@ -114,50 +116,50 @@ class Trainer:
     def evaluate(self) -> list[dict | None]:
         """Per replica, {"metrics": ..., "halves": [..., ...]} over the task's splits; None if an output is not finite."""
         model, index, count = self.plain_model.eval(), self.accelerator.process_index, self.accelerator.num_processes
-        logits: dict[str, np.ndarray] = {}  # (R, rows, num_labels) of each split
+        outputs: dict[str, np.ndarray] = {}  # (R, rows, numbers per row) of each split
         for name, split in self.task.evaluation.items():
             parts = []
             for rows, batch in evaluation_batches(split, self.eval_batch_size, index, count):
-                del batch["labels"]
-                inputs = {
-                    key: value.to(self.accelerator.device).repeat(self.replicas, 1) for key, value in batch.items()
+                batch = {
+                    key: torch.cat([value.to(self.accelerator.device)] * self.replicas) for key, value in batch.items()
                 }
-                parts.append((rows, model(**inputs).logits.float().view(self.replicas, len(rows), -1).cpu().numpy()))
+                values = self.task.outputs(model, batch).float().view(self.replicas, len(rows), -1)
+                parts.append((rows, values.cpu().numpy()))
             parts = gather_object(parts) if count > 1 else parts
             order = np.argsort(np.concatenate([rows for rows, _ in parts]))
-            logits[name] = np.concatenate([values for _, values in parts], axis=1)[:, order]
-        return [self._score({name: values[k] for name, values in logits.items()}) for k in range(self.replicas)]
+            outputs[name] = np.concatenate([values for _, values in parts], axis=1)[:, order]
+        return [self._score({name: values[k] for name, values in outputs.items()}) for k in range(self.replicas)]
 
-    def _score(self, logits: dict[str, np.ndarray]) -> dict | None:
-        if not all(np.isfinite(values).all() for values in logits.values()):
+    def _score(self, outputs: dict[str, np.ndarray]) -> dict | None:
+        if not all(np.isfinite(values).all() for values in outputs.values()):
             return None
-        return {"metrics": self.task.score(logits), "halves": [self.task.score(logits, half=half) for half in (0, 1)]}
+        return {"metrics": self.task.score(outputs), "halves": [self.task.score(outputs, half=half) for half in (0, 1)]}
 
     @property
     def failed(self) -> list[int | None]:
         return [None if step < 0 else step for step in self.guard.failed_at.tolist()]
 
     def state_dict(self) -> dict:
-        """Everything that resuming needs and (seeds, epoch) do not determine."""
+        """Everything that resuming needs and (seeds, step) do not determine."""
         scaler = self.accelerator.scaler
         return {
-            "epoch": self.epoch,
+            "step": self.step,
             "history": self.history,
             "failed_at": self.guard.failed_at.cpu(),
             "params": {name: value.cpu() for name, value in adapter_tensors(self.plain_model).items()},
             "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
+            "decay": self.decay.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
             "method": self.method.state_dict(),
         }
 
     def load_state_dict(self, state: dict) -> None:
-        self.epoch, self.history = state["epoch"], state["history"]
+        self.step, self.history = state["step"], state["history"]
         self.guard.failed_at.copy_(state["failed_at"])
         for name, value in adapter_tensors(self.plain_model).items():
             value.copy_(state["params"][name])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        self.decay.load_state_dict(state["decay"])
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.method.load_state_dict(state["method"])

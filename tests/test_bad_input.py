@@ -88,7 +88,7 @@ def refused(tiny_overrides, tmp_path, monkeypatch):
         (["epochs=-1"], r"epochs=-1 must be a positive"),
         (["lr=0"], r"lr=0 must be a positive"),
         (["lr=nan"], r"lr=nan must be a positive"),
-        (["max_train_rows=0"], r"max_train_rows=0 must be a positive whole number, or null for all"),
+        (["max_train_rows=0"], r"max_train_rows=0 must be a positive whole number, or null"),
         (["seeds=[1,0,1]"], r"seeds=\[1, 0, 1\] must be a list of different numbers, such as \[0,1,2\]"),
         (["seeds=[]"], r"seeds=\[\] must be a list of different numbers"),
         (["seeds=3"], r"seeds=3 must be a list"),

@@ -31,10 +31,18 @@ def test_the_hash_does_not_see_seeds_places_and_class_names(override):
 
 @pytest.mark.parametrize("override", [
     "method.version=2", "task.version=2", "lr=1e-3", "method.r=4", "method.alpha=8", "data.splits.train=part", "epochs=3",
-    "precision=bf16", "max_train_rows=10", "init_from=adhoc/movie/lora-0", "backbone.target_modules=[query]",
+    "precision=bf16", "max_train_rows=10", "init_from=adhoc/movie/lora-0", "max_steps=9",
+    "eval_steps=9", "warmup_steps=0", "backbone.target_modules=[query]",
 ])  # fmt: skip
 def test_the_hash_sees_what_changes_numbers(override):
     assert digest(override) != digest()
+
+
+def test_a_later_key_changes_no_hash_while_it_is_null():
+    """What runs were recorded before there was max_steps are still these runs."""
+    config = {"lr": 1.0, "method": {"r": 8}}
+    later = dict.fromkeys(records.UNLESS_SET)
+    assert records.identity(config | later) == config and records.identity(config | later | {"max_steps": 3}) != config
 
 
 def test_the_hash_does_not_see_the_order_of_keys_or_the_type_of_a_whole_number():

@@ -91,18 +91,18 @@ def test_resumed_equals_unbroken(tiny_overrides, tmp_path, monkeypatch, method):
     """Dropout on: a run that dies in its third epoch and is started again ends bit-equal to an unbroken one."""
     command = [*tiny_overrides, f"method={method[0]}", *method[1:], "seeds=[0,1]", "epochs=4"]
     unbroken = run_point([*command, f"results_dir={tmp_path}/whole", f"output_dir={tmp_path}/whole"])
-    real = Trainer.train_epoch
+    real = Trainer.train_round
 
     def dies(self, on_step):
         if self.epoch == 2:
             real(self, lambda step, losses: (_ for _ in ()).throw(Interrupted()) if step == 12 else None)
         real(self, on_step)
 
-    monkeypatch.setattr(Trainer, "train_epoch", dies)
+    monkeypatch.setattr(Trainer, "train_round", dies)
     with pytest.raises(RunError, match="Interrupted"):
         run_point(command)
     assert not list((tmp_path / "results").rglob("*.json"))
-    monkeypatch.setattr(Trainer, "train_epoch", real)
+    monkeypatch.setattr(Trainer, "train_round", real)
     resumed = run_point(command)
     assert [curves(path) for path in resumed] == [curves(path) for path in unbroken]
     for kind in ("last", "best"):
@@ -218,6 +218,37 @@ def test_one_replica_goes_bad(tiny_overrides, tmp_path, monkeypatch):
     assert all(equal(whole[seed], partly[seed]) for seed in (0, 2))
     [error] = (tmp_path / "outputs").rglob("error.txt")
     assert error.parent.name.endswith("-s1") and "step 6" in error.read_text()
+
+
+def test_a_run_may_be_evaluated_and_end_by_steps(tiny_overrides, tmp_path, monkeypatch):
+    """72 rows are 5 steps of an epoch: rounds of 3 steps to step 11, over epochs 0.6, 1.2, 1.8 and 2.2; killed in the middle
+    of an epoch it ends as unbroken, and it trains as a run with rounds of 11 steps does."""
+    command = [*tiny_overrides, *NO_DROPOUT, "seeds=[0,1]", "epochs=4", "max_steps=11", "warmup_steps=2"]
+    whole = run_point([*command, "eval_steps=3", f"results_dir={tmp_path}/whole", f"output_dir={tmp_path}/whole"])
+    found = records.load(whole[0])
+    assert [entry["step"] for entry in found.epochs] == [3, 6, 9, 11]
+    assert [entry["epoch"] for entry in found.epochs] == [0.6, 1.2, 1.8, 2.2]
+    assert "singular_values_above_0.1" in found.epochs[-1]["report"]
+    real = Trainer.train_round
+
+    def dies(self, on_step):
+        if self.step == 6:
+            raise Interrupted
+        real(self, on_step)
+
+    monkeypatch.setattr(Trainer, "train_round", dies)
+    with pytest.raises(RunError, match="Interrupted"):
+        run_point([*command, "eval_steps=3"])
+    monkeypatch.setattr(Trainer, "train_round", real)
+    resumed = run_point([*command, "eval_steps=3"])
+    assert records.load(resumed[0]).resumed_at == [1.2]
+    assert [curves(path) for path in resumed] == [curves(path) for path in whole]
+    once = run_point([*command, f"results_dir={tmp_path}/once", "eval_steps=11"])
+    assert curves(once[1])[-1]["metrics"] == curves(whole[1])[-1]["metrics"]
+    means = [curves(path) for path in (once[1], whole[1])]
+    assert means[0][0]["train_loss"] * 11 == pytest.approx(
+        sum(entry["train_loss"] * steps for entry, steps in zip(means[1], (3, 3, 3, 2), strict=True)), abs=1e-4
+    )
 
 
 def test_init_from_an_earlier_run(tiny_overrides, tmp_path):

@@ -65,13 +65,16 @@ class TextTask:
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], replicas: int) -> Tensor:
         """(R,): per replica, the weighted sum of its rows' losses (cross-entropy, or squared error for regression)."""
-        inputs = {name: value for name, value in batch.items() if name not in ("labels", "weight")}
-        logits = model(**inputs).logits.float()
+        logits = self.outputs(model, batch).float()
         if self.num_labels == 1:
             rows = F.mse_loss(logits.squeeze(-1), batch["labels"], reduction="none")
         else:
             rows = F.cross_entropy(logits, batch["labels"], reduction="none")
         return (rows * batch["weight"]).view(replicas, -1).sum(1)
+
+    def outputs(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """(rows, num_labels): what `score` needs of each row, here the logits."""
+        return model(**{name: value for name, value in batch.items() if name not in ("labels", "weight")}).logits
 
     def score(self, logits: dict[str, np.ndarray], half: int | None = None) -> dict[str, float]:
         """One replica's metrics from the logits (rows, num_labels) of each evaluation split.
