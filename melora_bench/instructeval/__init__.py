@@ -1,0 +1,1 @@
+"""Evaluating an instruction-tuned model: its answers, and the programs it writes."""

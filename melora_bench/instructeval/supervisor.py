@@ -1,0 +1,233 @@
+"""The sandbox's inner side: a script of the standard library alone that `sandbox.run` starts, never imported.
+
+It reads the program from stdin, takes away what a program must not have, forks, and runs the program in the fork. On its
+socket the host gets READY (or one line that says what cannot be set up), then the verdict of the first that has one: the
+program's process, or the supervisor when that process ended without a word.
+"""
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+READY = b"ready"
+NOBODY = 65534  # the user and group that the program runs as
+MIB = 2**20
+LIMITS = {  # of each process, except NPROC: of all together
+    resource.RLIMIT_AS: 512 * MIB,
+    resource.RLIMIT_FSIZE: 16 * MIB,
+    resource.RLIMIT_NOFILE: 32,
+    resource.RLIMIT_NPROC: 8,
+    resource.RLIMIT_CORE: 0,
+}
+DISK = "size=32m,nr_inodes=4096"  # of /tmp, in memory
+SYSTEM = ("/usr", "/bin", "/lib", "/lib64", "/etc/ld.so.cache")
+DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+
+# linux/sched.h, linux/mount.h, linux/prctl.h, linux/capability.h
+NEWNS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x00020000, 0x08000000, 0x10000000, 0x20000000, 0x40000000
+RDONLY, NOSUID, NODEV, REMOUNT, BIND, REC, PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
+LOCKED = 15  # the flags of a mount that a user namespace may not take back: ro, nosuid, nodev, noexec
+DETACH = 2
+PDEATHSIG, SUBREAPER, NO_NEW_PRIVS = 1, 36, 38
+CAPABILITY_VERSION_3 = 0x20080522
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
+libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
+
+
+def call(function: Callable, *arguments: int | str | bytes | None) -> None:
+    """A system call. Raises OSError naming it with its texts."""
+    encoded = [os.fsencode(value) if isinstance(value, str) else value for value in arguments]
+    if function(*encoded) != 0:
+        code = ctypes.get_errno()
+        what = " ".join([function.__name__, *(value for value in arguments if isinstance(value, str))])
+        raise OSError(code, f"{what}: {os.strerror(code)}")
+
+
+def prctl(option: int, value: int) -> None:
+    call(libc.prctl, option, value, 0, 0, 0)
+
+
+def write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
+
+
+def enter_namespaces() -> None:
+    """Own mounts, processes, network and System V memory; an ordinary user gets these inside an own user namespace."""
+    user, group = os.getuid(), os.getgid()
+    call(libc.unshare, NEWNS | NEWPID | NEWNET | NEWIPC | (NEWUSER if user else 0))
+    if user:
+        write("/proc/self/setgroups", "deny")
+        write("/proc/self/uid_map", f"{NOBODY} {user} 1")
+        write("/proc/self/gid_map", f"{NOBODY} {group} 1")
+
+
+def new_root() -> None:
+    """Make the root a small read-only tree: the system's libraries, the interpreter's, four devices, an empty /tmp.
+
+    There is no /proc: nothing needs it, it tells much, and many containers do not let one be mounted.
+    """
+    prefix = os.path.realpath(sys.base_prefix)  # modules are looked for under its name, which may be a link
+    call(libc.mount, None, "/", None, REC | PRIVATE, None)
+    call(libc.mount, "tmpfs", "/tmp", "tmpfs", NOSUID | NODEV, "size=1m,mode=0755")  # hides nothing after the pivot
+    os.mkdir("/tmp/old")
+    call(libc.pivot_root, "/tmp", "/tmp/old")
+    os.chdir("/")
+    os.mkdir("/tmp")
+    call(libc.mount, "tmpfs", "/tmp", "tmpfs", NOSUID | NODEV, f"{DISK},mode=1777")
+    for path in (*SYSTEM, *DEVICES):
+        show(path, path)
+    for name in ("bin", "lib", "lib64") if not f"{prefix}/".startswith("/usr/") else ():
+        show(f"{prefix}/{name}", f"{sys.base_prefix}/{name}")
+    call(libc.umount2, "/old", DETACH)
+    os.rmdir("/old")
+    call(libc.mount, None, "/", None, REMOUNT | BIND | RDONLY | NOSUID | NODEV, None)
+    os.chdir("/tmp")
+
+
+def show(source: str, path: str) -> None:
+    """Bind the old root's `source` to `path`, read-only with all that is mounted below it, if it exists."""
+    old = "/old" + source
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if os.path.islink(old):  # /bin -> usr/bin
+        os.symlink(os.readlink(old), path)
+        return
+    if not os.path.exists(old):
+        return
+    if os.path.isdir(old):
+        os.mkdir(path)
+    else:
+        write(path, "")
+    call(libc.mount, old, path, None, BIND | REC, None)
+    with open("/old/proc/self/mountinfo") as file:
+        mounts = [line.split()[4].replace("\\040", " ") for line in file]
+    for mount in [mount for mount in mounts if mount == path or mount.startswith(path + "/")]:
+        flags = os.statvfs(mount).f_flag & LOCKED
+        call(libc.mount, None, mount, None, REMOUNT | BIND | RDONLY | NOSUID | flags, None)
+
+
+def restrict(cpu_seconds: int) -> None:
+    """What the program's process loses for good: its session, resources, root, capabilities, and gaining any."""
+    os.setsid()
+    for kind, value in {**LIMITS, resource.RLIMIT_CPU: cpu_seconds}.items():
+        hard = resource.getrlimit(kind)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (value, value + 1 if kind == resource.RLIMIT_CPU and hard != value else value))
+    if os.getuid() == 0:  # the limit on processes does not bind root
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+    header, nothing = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)()
+    call(libc.capset, header, nothing)
+    prctl(NO_NEW_PRIVS, 1)
+    prctl(PDEATHSIG, signal.SIGKILL)
+
+
+def execute(text: str, channel: socket.socket) -> None:
+    """Run the program as HumanEval's reference does, `exec` with empty globals, send the verdict, and never return.
+
+    The challenge is read after the program's last line, so that no copy of it lies in this process while it runs. What
+    the end needs is bound before, so that patching modules does not reach it; a fork of the program has no verdict.
+    """
+    me, getpid, receive, send, leave = os.getpid(), os.getpid, channel.recv, channel.send, os._exit
+    try:
+        exec(compile(text, "<program>", "exec", dont_inherit=True), {})
+        verdict = receive(64) if getpid() == me else b""
+    except BaseException as error:
+        verdict = describe(error)
+    if getpid() == me:
+        send(verdict)
+    leave(0)
+
+
+def describe(error: BaseException) -> bytes:
+    name = type(error).__name__
+    try:
+        text = f": {error}" if str(error) else ""
+    except BaseException:
+        text = ""
+    word = "exited" if isinstance(error, SystemExit) else "failed"
+    return f"{word}: {name}{text}"[:300].encode("utf-8", "replace")
+
+
+def wait_for(pid: int) -> int:
+    """Reap every child until `pid` ends, which SIGTERM makes it do; its exit code, or minus the signal."""
+
+    def kill(*_: object) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(pid, signal.SIGKILL)
+
+    signal.signal(signal.SIGTERM, kill)
+    ended = 0
+    while ended != pid:
+        ended, status = os.wait()
+    return os.waitstatus_to_exitcode(status)
+
+
+def ending(code: int) -> str:
+    if code == -signal.SIGXCPU:
+        return "killed: CPU time"
+    return f"exited: status {code}" if code >= 0 else f"killed: signal {-code}"
+
+
+def kill_descendants() -> None:
+    """As their reaper: those whose parent dies become children of this process."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            with open(f"/proc/self/task/{os.getpid()}/children") as file:
+                for pid in file.read().split():
+                    os.kill(int(pid), signal.SIGKILL)
+            os.wait()
+
+
+def supervise(isolation: str, cpu_seconds: int, folder: str, channel: socket.socket) -> None:
+    text = sys.stdin.buffer.read().decode("utf-8", "surrogatepass")
+    with open(os.devnull) as null:
+        os.dup2(null.fileno(), 0)
+    os.umask(0o022)
+    prctl(PDEATHSIG, signal.SIGTERM)
+    write("/proc/self/oom_score_adj", "1000")  # short of memory, the kernel kills this first
+    if isolation == "namespaces":
+        enter_namespaces()
+        init = os.fork()  # process 1 of the new namespace: when it ends, the kernel kills all others there
+        if init:
+            wait_for(init)
+            return
+        prctl(PDEATHSIG, signal.SIGKILL)
+        new_root()
+    else:
+        prctl(SUBREAPER, 1)
+        os.chdir(folder)
+        if os.getuid() == 0:
+            os.chown(folder, NOBODY, NOBODY)
+    program = os.fork()
+    if program == 0:
+        restrict(cpu_seconds)
+        os.listdir(os.path.dirname(os.__file__))  # what it will import
+        channel.send(READY)
+        execute(text, channel)
+    verdict = ending(wait_for(program)).encode()
+    with contextlib.suppress(OSError):  # the host may have gone
+        channel.send(verdict, socket.MSG_DONTWAIT)
+    if isolation == "process":
+        kill_descendants()
+
+
+if __name__ == "__main__":
+    isolation, cpu_seconds, folder, descriptor = sys.argv[1:]
+    sys.argv[1:] = []
+    channel = socket.socket(fileno=int(descriptor))
+    channel.set_inheritable(False)
+    try:
+        supervise(isolation, int(cpu_seconds), folder, channel)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            channel.send(f"{error.strerror}{f': {error.filename}' if error.filename else ''}".encode())
+    os._exit(0)
