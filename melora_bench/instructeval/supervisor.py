@@ -7,6 +7,7 @@ program's process, or the supervisor when that process ended without a word.
 
 import contextlib
 import ctypes
+import glob
 import os
 import resource
 import signal
@@ -159,12 +160,7 @@ def describe(error: BaseException) -> bytes:
 
 def wait_for(pid: int) -> int:
     """Reap every child until `pid` ends, which SIGTERM makes it do; its exit code, or minus the signal."""
-
-    def kill(*_: object) -> None:
-        with contextlib.suppress(ProcessLookupError):  # it has just ended
-            os.kill(pid, signal.SIGKILL)
-
-    signal.signal(signal.SIGTERM, kill)
+    signal.signal(signal.SIGTERM, lambda *_: _signal({pid}, signal.SIGKILL))
     ended = 0
     while ended != pid:
         ended, status = os.wait()
@@ -177,14 +173,32 @@ def ending(code: int) -> str:
     return f"exited: status {code}" if code >= 0 else f"killed: signal {-code}"
 
 
+def descendants(pid: int) -> set[int]:
+    found = set()
+    for path in glob.glob(f"/proc/{pid}/task/*/children"):
+        with contextlib.suppress(OSError), open(path) as file:  # it may have ended
+            children = {int(child) for child in file.read().split()}
+            found |= children.union(*map(descendants, children))
+    return found
+
+
 def kill_descendants() -> None:
-    """As their reaper: those whose parent dies become children of this process."""
+    """As the reaper of all. They are stopped before they are killed: else those left would fork into the free places."""
+    me = os.getpid()
     with contextlib.suppress(ChildProcessError):
         while True:
-            with open(f"/proc/self/task/{os.getpid()}/children") as file:
-                for pid in file.read().split():
-                    os.kill(int(pid), signal.SIGKILL)
+            stopped: set[int] = set()
+            while running := descendants(me) - stopped:
+                _signal(running, signal.SIGSTOP)
+                stopped |= running
+            _signal(stopped, signal.SIGKILL)
             os.wait()
+
+
+def _signal(pids: set[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def supervise(isolation: str, cpu_seconds: int, folder: str, channel: socket.socket) -> None:

@@ -19,7 +19,9 @@ from melora_bench.instructeval import sandbox, supervisor
 
 SYSTEM_PYTHON = "/usr/bin/python3"  # an interpreter that every user can read, which a developer's own may not be
 ORDINARY = ("setpriv", "--reuid=54321", "--regid=54321", "--clear-groups")
-MODES = ("namespaces", "namespaces of an ordinary user", "process")
+USER = "namespaces of an ordinary user"  # for whom "namespaces" is the same
+CLOSED = ("namespaces", USER) if os.getuid() == 0 else ("namespaces",)
+MODES = (*CLOSED, "process")
 REFUSALS: dict[str, str] = {}  # mode: why this machine does not have it, or nothing
 
 
@@ -28,9 +30,9 @@ class Box:
 
     def __init__(self, mode: str, marker: str, monkeypatch: pytest.MonkeyPatch):
         self.mode, self.isolation, self.marker = mode, mode.split()[0], marker
-        if mode == MODES[1]:
-            if os.getuid() != 0 or not shutil.which("setpriv") or not Path(SYSTEM_PYTHON).exists():
-                pytest.skip("needs root, setpriv and /usr/bin/python3; an ordinary user tests this as 'namespaces'")
+        if mode == USER:
+            if not shutil.which("setpriv") or not Path(SYSTEM_PYTHON).exists():
+                pytest.skip(f"needs setpriv and {SYSTEM_PYTHON}")
             monkeypatch.setattr(sandbox, "COMMAND", (*ORDINARY, *_with_system_python()))
         elif self.isolation == "process" and os.getuid() == 0 and Path(SYSTEM_PYTHON).exists():
             monkeypatch.setattr(sandbox, "COMMAND", _with_system_python())
@@ -49,7 +51,7 @@ class Box:
         except ValueError as error:
             return str(error)
 
-    def processes(self) -> list[str]:
+    def processes(self) -> dict[int, str]:
         return processes_with(self.marker)
 
 
@@ -57,7 +59,7 @@ def unshare_can(mode: str) -> bool:
     """Whether unshare(1) can do here what the sandbox does: then the sandbox must."""
     if mode == "process" or not shutil.which("unshare"):
         return False
-    user = () if os.getuid() == 0 and mode == MODES[0] else ("--map-root-user",)
+    user = () if os.getuid() == 0 and mode == "namespaces" else ("--map-root-user",)
     command = (
         "unshare",
         *user,
@@ -72,7 +74,7 @@ def unshare_can(mode: str) -> bool:
         "tmpfs",
         "/tmp",
     )
-    return subprocess.run((*(ORDINARY if mode == MODES[1] else ()), *command), capture_output=True).returncode == 0
+    return subprocess.run((*(ORDINARY if mode == USER else ()), *command), capture_output=True).returncode == 0
 
 
 def _with_system_python() -> tuple[str, ...]:
@@ -82,13 +84,13 @@ def _with_system_python() -> tuple[str, ...]:
     return (SYSTEM_PYTHON, *sandbox.COMMAND[1:-1], str(copy))
 
 
-def processes_with(marker: str) -> list[str]:
-    """The command lines of this machine's processes that name the marker; a zombie has none."""
-    found = []
+def processes_with(marker: str) -> dict[int, str]:
+    """Number and command line of this machine's processes that name the marker; a zombie has none."""
+    found = {}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             if marker.encode() in (line := path.read_bytes()):
-                found.append(line.replace(b"\0", b" ").decode())
+                found[int(path.parent.name)] = line.replace(b"\0", b" ").decode()
     return found
 
 
@@ -105,7 +107,7 @@ def in_mode(mode: str, folder: Path, monkeypatch):
     """The sandbox in one mode; afterwards nothing of it may be left, neither a process nor a file."""
     box = Box(mode, str(folder), monkeypatch)
     yield box
-    assert box.processes() == []
+    assert box.processes() == {}
     assert list(folder.glob(f"{sandbox.FOLDER}*")) == []
 
 
@@ -114,7 +116,7 @@ def box(request, folder, monkeypatch):
     yield from in_mode(request.param, folder, monkeypatch)
 
 
-@pytest.fixture(params=MODES[:2])
+@pytest.fixture(params=CLOSED)
 def closed_box(request, folder, monkeypatch):
     """The modes that close the network, the file system and other processes."""
     yield from in_mode(request.param, folder, monkeypatch)
@@ -214,6 +216,7 @@ def test_a_program_that_does_not_reach_its_end_is_told_how(box, name):
 def test_a_fork_that_reaches_the_end_has_no_verdict(forking_box):
     assert forking_box.run("import os\nif os.fork(): os._exit(0)").reason == "exited: status 0"
     assert forking_box.run("import os\nif os.fork() == 0: os._exit(3)\nos.wait()").reason == "passed"
+    assert forking_box.run("import os\nif os.fork() == 0: raise KeyError\nos.wait()").reason == "passed"
 
 
 def test_a_flood_of_output_is_cut(box):
@@ -260,9 +263,9 @@ time.sleep(0.3)
 {{ending}}
 """
     assert forking_box.run(program.format(ending="")).passed
-    assert forking_box.processes() == []
+    assert forking_box.processes() == {}
     assert forking_box.run(program.format(ending="time.sleep(3600)"), timeout=1.0).reason == "timed out"
-    assert forking_box.processes() == []
+    assert forking_box.processes() == {}
 
 
 def test_a_daemon_is_seen_while_it_runs(forking_box):
@@ -273,7 +276,7 @@ def test_a_daemon_is_seen_while_it_runs(forking_box):
     thread.start()
     deadline, seen = time.monotonic() + 20, False
     while thread.is_alive() and not seen and time.monotonic() < deadline:
-        seen = any(line.startswith("daemon ") for line in forking_box.processes())
+        seen = any(line.startswith("daemon ") for line in forking_box.processes().values())
     thread.join()
     assert seen
 
@@ -307,12 +310,27 @@ sandbox.run({program!r}, allow_code_execution=True, timeout=3600, isolation={for
     many = (
         4 if forking_box.isolation == "namespaces" else 3
     )  # the supervisors, the program and its daemon; `caller` has no marker
-    wait_until(lambda: sum("supervisor.py" in line and "-c" not in line for line in forking_box.processes()) == many)
+    wait_until(
+        lambda: sum("supervisor.py" in line and "-c" not in line for line in forking_box.processes().values()) == many
+    )
     caller.kill()
     caller.wait()
-    wait_until(lambda: forking_box.processes() == [])
+    wait_until(lambda: forking_box.processes() == {})
     for left in Path(tempfile.tempdir).glob(f"{sandbox.FOLDER}*"):  # nobody was there to remove it
         left.rmdir()
+
+
+def test_a_killed_supervisor_leaves_nothing(closed_box):
+    """The first of the four processes: the supervisor outside, the one inside, the program and its fork."""
+    outcomes = []
+    program = "import os, time\nos.fork()\ntime.sleep(3600)"
+    thread = threading.Thread(target=lambda: outcomes.append(closed_box.run(program)))
+    thread.start()
+    wait_until(lambda: len(closed_box.processes()) == 4)
+    os.kill(min(closed_box.processes()), 9)
+    thread.join()
+    wait_until(lambda: closed_box.processes() == {})
+    assert outcomes[0].reason in ("failed: no verdict", "killed: signal 9")
 
 
 def wait_until(condition) -> None:
@@ -380,6 +398,8 @@ def writable(path):
         return False
 places = ["/", *sys.path, *(f"/{one}" for one in os.listdir("/")), *(f"/usr/{two}" for two in os.listdir("/usr"))]
 print(sorted({path for path in places if writable(path)}))
+mounts = ["/", "/dev/null", "/usr", "/lib/", os.path.dirname(os.__file__), "/tmp"]
+print([os.statvfs(path).f_flag & (os.ST_RDONLY | os.ST_NOSUID) for path in mounts])
 try:
     os.chmod(os.__file__, 0o777)
     open(os.__file__, "a")
@@ -387,7 +407,7 @@ except OSError as error:
     print(error.errno in (1, 13, 30))
 """
     outcome = closed_box.run(program)
-    assert (outcome.reason, outcome.output) == ("passed", "['/tmp']\nTrue\n")
+    assert (outcome.reason, outcome.output) == ("passed", "['/tmp']\n[3, 3, 3, 3, 3, 2]\nTrue\n")
 
 
 @pytest.mark.parametrize("box", ["process"], indirect=True)
@@ -451,6 +471,19 @@ print(list(sets), libc.prctl(39, 0, 0, 0, 0))
     mib = 2**20
     assert limits == str([(512 * mib,) * 2, (16 * mib,) * 2, (32, 32), (8, 8), (0, 0), (6, 7)])
     assert privileges == "[0, 0, 0, 0, 0, 0] 1"
+
+
+@pytest.mark.parametrize("box", ["process"], indirect=True)
+def test_the_kernel_short_of_memory_kills_it_first(box):
+    assert box.run("print(open('/proc/self/oom_score_adj').read())").output.strip() == "1000"
+
+
+def test_the_callers_umask_does_not_matter(box):
+    before = os.umask(0o077)
+    try:
+        assert box.run("import json, sqlite3").reason == "passed"
+    finally:
+        os.umask(before)
 
 
 def test_it_runs_as_the_reference_does(box):
