@@ -2,30 +2,40 @@
 
 import contextlib
 import functools
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 
-from melora_bench.embedded import minilm_folder
+from melora_bench.embedded import minilm_folder, smollm2_folder
 from melora_bench.files import hub_snapshot, sha256_file
 
-WEIGHTS = "model.safetensors"
-FILES = ["config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", WEIGHTS]
+FILES = ["*.json", "vocab*", "merges.txt", "tokenizer*", "*.safetensors"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(kw_only=True)
-class Encoder:
-    """A BERT-like model under a new classifier."""
+class Backbone:
+    """A checkpoint and where it comes from. Its fields are the keys of configs/backbone/<name>.yaml."""
 
+    embedded: ClassVar[Callable[[], Path]]  # the folder of the one from the package index
+    auto: ClassVar[type]  # the transformers class that loads it
+    kind: ClassVar[str]  # PEFT's name for what it does
     name: str
-    repo: str | None  # the hub's repository; None: the embedded MiniLM
+    repo: str | None  # the hub's repository; None: the embedded model
     revision: str | None
     path: str | None  # a local folder, instead of the hub
     target_modules: list[str]
-    head: str  # the module whose linear layers are trained in full
     dropout: float | None  # of the backbone in training; None: as the model's own config has it
     seen: list[str]  # tasks whose texts the pre-training saw: tables mark these rows
 
@@ -33,14 +43,14 @@ class Encoder:
     def folder(self) -> tuple[Path, str | None]:
         """The checkpoint's folder and the hub's commit. Raises ValueError when it cannot be had."""
         if self.path:
-            for name in ("config.json", "tokenizer.json", WEIGHTS):
-                if not (Path(self.path) / name).is_file():
+            for name in ("config.json", "tokenizer.json", "*.safetensors"):
+                if not any(Path(self.path).glob(name)):
                     raise ValueError(
                         f"backbone.path={self.path} holds no {name}: name a transformers checkpoint folder"
                     )
             return Path(self.path), None
         if self.repo is None:
-            return minilm_folder(), None
+            return type(self).embedded(), None
         offline = f"offline, use backbone.path=DIR with a copy of {self.repo}, or backbone=minilm"
         return hub_snapshot(self.repo, self.revision, kind="model", patterns=FILES, offline=offline)
 
@@ -49,36 +59,25 @@ class Encoder:
         with self._loading(folder):
             return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
-    def model(self, num_labels: int) -> nn.Module:
-        """The model with `num_labels` outputs (1: regression). Raises ValueError for a folder without weights."""
-        folder = self.folder[0]
-        rates = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
-        dropout = {} if self.dropout is None else dict.fromkeys(rates, self.dropout)
-        with self._loading(folder):
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                folder,
-                num_labels=num_labels,
-                local_files_only=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-                **dropout,
-            )
-        absent = {
-            key for key in report["missing_keys"] | report["mismatched_keys"] if not str(key).startswith(self.head)
-        }
-        if absent:
-            raise ValueError(
-                f"backbone {self.name}: {folder} lacks weights of this architecture, {min(map(str, absent))} first"
-            )
-        if self.head not in dict(model.named_modules()):
-            there = ", ".join(name for name, _ in model.named_children())
-            raise ValueError(f"backbone.head={self.head!r} is no module of {self.name}: it has {there}")
-        return model
-
     def longest(self, model: nn.Module) -> int:
         """The number of tokens that the model has positions for; RoBERTa's start after the padding id."""
         offset = model.config.pad_token_id + 1 if "roberta" in model.config.model_type else 0
         return model.config.max_position_embeddings - offset
+
+    def load(self, **options) -> tuple[nn.Module, set[str]]:
+        """(model, names of the weights that the folder lacks). Raises ValueError for a folder that does not load."""
+        folder = self.folder[0]
+        with self._loading(folder):
+            model, report = self.auto.from_pretrained(
+                folder, local_files_only=True, output_loading_info=True, **options
+            )
+        return model, {str(key) for key in report["missing_keys"] | report["mismatched_keys"]}
+
+    def refuse(self, absent: set[str]) -> None:
+        if absent:
+            raise ValueError(
+                f"backbone {self.name}: {self.folder[0]} lacks weights of this architecture, {min(absent)} first"
+            )
 
     @contextlib.contextmanager
     def _loading(self, folder: Path):
@@ -88,6 +87,70 @@ class Encoder:
             raise ValueError(f"backbone {self.name}: {folder} does not load ({str(error).splitlines()[0]})") from error
 
     def origin(self) -> dict:
-        """What the record says of the weights: the hub's commit, if they came from it, and the file's sha256."""
+        """What the record says of the weights: the hub's commit, if they came from it, and their sha256 (of several
+        files, the sha256 of their joined hashes)."""
         folder, commit = self.folder
-        return {"name": self.name, "repo": self.repo, "commit": commit, "sha256": sha256_file(folder / WEIGHTS)}
+        hashes = [sha256_file(path) for path in sorted(folder.glob("*.safetensors"))]
+        sha256 = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+        return {"name": self.name, "repo": self.repo, "commit": commit, "sha256": sha256}
+
+
+@dataclass(kw_only=True)
+class Encoder(Backbone):
+    """A BERT-like model under a new classifier."""
+
+    embedded = minilm_folder
+    auto = AutoModelForSequenceClassification
+    kind = "SEQ_CLS"
+    head: str  # the module whose linear layers are trained in full
+
+    def model(self, num_labels: int) -> nn.Module:
+        """The model with `num_labels` outputs (1: regression). Raises ValueError for a folder without weights."""
+        rates = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+        dropout = {} if self.dropout is None else dict.fromkeys(rates, self.dropout)
+        model, absent = self.load(num_labels=num_labels, dtype=torch.float32, **dropout)
+        self.refuse({key for key in absent if not key.startswith(self.head)})
+        if self.head not in dict(model.named_modules()):
+            there = ", ".join(name for name, _ in model.named_children())
+            raise ValueError(f"backbone.head={self.head!r} is no module of {self.name}: it has {there}")
+        return model
+
+
+@dataclass(kw_only=True)
+class CausalLM(Backbone):
+    """A decoder with its own output layer, which stays frozen like the rest."""
+
+    embedded = smollm2_folder
+    auto = AutoModelForCausalLM
+    kind = "CAUSAL_LM"
+    head: str = field(default="", init=False)  # none
+    dtype: str  # of the frozen weights: float32, or bfloat16 or float16 under a precision like it
+    quantization: str | None  # nf4: 4-bit weights, QLoRA (Dettmers et al. 2023)
+    gradient_checkpointing: bool  # compute activations again in the backward pass instead of keeping them
+
+    def model(self, num_labels: int) -> nn.Module:
+        """The language model. Raises ValueError for a task with labels, and for weights that cannot be had so."""
+        if num_labels:
+            raise ValueError(f"backbone {self.name} is a language model without a classifier: use it with task=alpaca")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"backbone.dtype={self.dtype!r} is unknown: use {', '.join(DTYPES)}")
+        options = {} if self.dropout is None else {"attention_dropout": self.dropout}
+        if self.quantization:
+            options |= {"quantization_config": self._nf4(), "device_map": {"": torch.cuda.current_device()}}
+        model, absent = self.load(dtype=DTYPES[self.dtype], **options)
+        self.refuse(absent)
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        return model
+
+    def _nf4(self):
+        if self.quantization != "nf4":
+            raise ValueError(f"backbone.quantization={self.quantization!r} is unknown: use nf4 or null")
+        if not torch.cuda.is_available():
+            raise ValueError("backbone.quantization=nf4 needs a CUDA device: use backbone=llama2_7b on this one")
+        from transformers import BitsAndBytesConfig
+
+        return BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=DTYPES[self.dtype],
+        )  # fmt: skip

@@ -20,8 +20,10 @@ class Split:
     ids: np.ndarray  # (tokens,) int32
     types: np.ndarray | None  # (tokens,) uint8: token_type_ids, where the model has them
     offsets: np.ndarray  # (rows + 1,) int64
-    labels: np.ndarray  # (rows,) int64 classes or float32 scores
+    labels: np.ndarray  # (rows,) int64 classes, float32 scores, or what else a task needs of a row
     pad_id: int
+    weights: np.ndarray | None = None  # (rows,) float32: a row's share in the loss of its step; None: all alike
+    left: bool = False  # pad on the left
 
     @functools.cached_property  # asked for with every batch, as long as the whole split
     def lengths(self) -> np.ndarray:
@@ -31,6 +33,7 @@ class Split:
         """Row numbers (rows,) -> input_ids, attention_mask, labels and, where the model has them, token_type_ids."""
         lengths = self.lengths[rows]
         mask = np.arange(lengths.max()) < lengths[:, None]
+        mask = mask[:, ::-1] if self.left else mask
         where = np.concatenate([np.arange(self.offsets[row], self.offsets[row + 1]) for row in rows])
         ids = np.full(mask.shape, self.pad_id, dtype=np.int64)
         ids[mask] = self.ids[where]
@@ -63,7 +66,17 @@ def tokenise(tokenizer, columns: list[list[str]], labels: np.ndarray, max_length
     with np.load(path) as arrays:
         types = arrays.get("types")
         ids, offsets = arrays["ids"], arrays["offsets"]
-    return Split(ids=ids, types=types, offsets=offsets, labels=labels, pad_id=tokenizer.pad_token_id)
+    return Split(ids=ids, types=types, offsets=offsets, labels=labels, pad_id=pad_id(tokenizer))
+
+
+def pad_id(tokenizer) -> int:
+    """The padding token's id, or where there is none the end's: padding is masked, so any will do."""
+    found = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    if found is None:
+        raise ValueError(
+            f"the tokenizer of {tokenizer.name_or_path} has neither a padding nor an end token: give it one"
+        )
+    return found
 
 
 def epoch_order(lengths: np.ndarray, *, seed: int, epoch: int, batch_size: int, bucket: int) -> list[np.ndarray]:
@@ -104,9 +117,9 @@ class TrainBatches:
     def epoch(self, epoch: int, first: int = 0, end: int | None = None) -> Iterator[list[dict[str, Tensor]]]:
         """For each optimizer step of an epoch, or of a part of it, its micro-batches of (R * b, L) rows for this process.
 
-        `weight` (R * b,) makes the weighted sum of row losses the mean over the whole step's rows of a replica, after
-        the division by `accumulation` and the averaging over processes that accelerate does. Parts of unequal size are
-        filled up with rows of weight 0.
+        `weight` (R * b,) makes the weighted sum of row losses the mean over the whole step's rows of a replica (each row
+        counting by the split's `weights`), after the division by `accumulation` and the averaging over processes that
+        accelerate does. Parts of unequal size are filled up with rows of weight 0.
         """
         options = {"epoch": epoch, "batch_size": self.batch_size, "bucket": self.bucket}
         orders = [epoch_order(self.split.lengths, seed=seed, **options) for seed in self.seeds]
@@ -114,15 +127,16 @@ class TrainBatches:
         for step in itertools.islice(zip(*orders, strict=True), first, end):
             rows = np.stack(step)  # (R, rows of this step)
             size = -(-rows.shape[1] // parts)
-            weight = np.zeros(parts * size, dtype=np.float32)
-            weight[: rows.shape[1]] = parts / rows.shape[1]
-            rows = np.pad(rows, ((0, 0), (0, len(weight) - rows.shape[1])), mode="edge")
+            weight = np.zeros((len(rows), parts * size), dtype=np.float32)
+            share = np.ones_like(rows, np.float32) if self.split.weights is None else self.split.weights[rows]
+            weight[:, : rows.shape[1]] = parts * share / np.maximum(share.sum(1, keepdims=True), 1)
+            rows = np.pad(rows, ((0, 0), (0, weight.shape[1] - rows.shape[1])), mode="edge")
             mine = range(self.process, parts, self.processes)
-            yield [self._micro_batch(rows[:, i::parts], weight[i::parts]) for i in mine]
+            yield [self._micro_batch(rows[:, i::parts], weight[:, i::parts]) for i in mine]
 
     def _micro_batch(self, rows: np.ndarray, weight: np.ndarray) -> dict[str, Tensor]:
         batch = self.split.collate(rows.reshape(-1))
-        return batch | {"weight": torch.from_numpy(np.tile(weight, len(rows)))}
+        return batch | {"weight": torch.from_numpy(weight.reshape(-1).copy())}
 
 
 def evaluation_batches(

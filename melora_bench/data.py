@@ -22,6 +22,7 @@ def _read_csv(path: Path, texts: list[str]) -> pd.DataFrame:
 
 
 READERS = {"parquet": lambda path, texts: pd.read_parquet(path), "jsonl": _read_jsonl, "csv": _read_csv}
+WHOLE = (".json", ".jsonl", ".parquet")
 OFFLINE = "offline, use data=local data.root=DIR, or data=embedded with task=movie or task=tweets"
 
 
@@ -53,6 +54,19 @@ class LocalData:
             f"name the file of this split with data.splits.{split}=NAME"
         )
 
+    def whole(self, name: str, repo: str, revision: str) -> tuple[Path, dict]:
+        """The one file of rows in `root` or `root/<name>`, and what to record of it. Raises ValueError unless it is one."""
+        if not self.root:
+            raise ValueError("data=local needs data.root=FILE or DIR with one .json, .jsonl or .parquet, plain or .gz")
+        root = Path(self.root)
+        places = [root] if root.is_file() else sorted([*root.glob("*"), *root.glob(f"{name}/*")])
+        files = [path for path in places if Path(path.name.removesuffix(".gz")).suffix in WHOLE]
+        if len(files) != 1:
+            there = ", ".join(path.name for path in files) or "none"
+            raise ValueError(f"data.root={self.root} must be or hold one {', '.join(WHOLE)} file, plain or .gz: there "
+                             f"{'are' if files else 'is'} {there}")  # fmt: skip
+        return files[0], {"file": files[0].name}
+
 
 @dataclass(kw_only=True)
 class HubData:
@@ -75,6 +89,18 @@ class HubData:
                              f"{parts:05d} files {task}/{split}-*.parquet; {OFFLINE}")  # fmt: skip
         return files, {"repo": self.repo, "commit": commit}
 
+    def whole(self, name: str, repo: str, revision: str) -> tuple[Path, dict]:
+        """The one file of rows of a dataset repository. Raises ValueError without the hub, or unless it is one."""
+        patterns = [f"*{ending}" for ending in WHOLE]
+        offline = "offline, use data=local data.root=FILE"
+        folder, commit = hub_snapshot(repo, revision, kind="dataset", patterns=patterns, offline=offline)
+        files = [path for path in sorted(folder.rglob("*")) if path.suffix in WHOLE and path.is_file()]
+        if len(files) != 1:
+            raise ValueError(
+                f"{repo} at {revision!r} holds {len(files)} files of rows, not one: use data=local data.root=FILE"
+            )
+        return files[0], {"repo": repo, "commit": commit, "file": files[0].name}
+
 
 @dataclass(kw_only=True)
 class EmbeddedData:
@@ -85,6 +111,12 @@ class EmbeddedData:
         if task not in GROUND_TRUTH:
             raise ValueError(f"task={task} is not embedded: use data=hub, or data=local data.root=DIR")
         return [vader_folder() / task / f"{split}.csv"], {"package": "vaderSentiment==3.3.2"}
+
+    def whole(self, name: str, repo: str, revision: str) -> tuple[Path, dict]:
+        """Raises ValueError: no package of the index carries instructions that are free to use."""
+        raise ValueError(
+            f"task={name} is not embedded: use data=hub, or data=local data.root=FILE with your copy of {repo}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

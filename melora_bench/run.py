@@ -63,6 +63,12 @@ def run(cfg: DictConfig, choices: dict) -> list[Path]:
                 raise failures[0]
             return paths
     except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            size = f"batch_size={point.config['batch_size']} x {len(point.config['seeds'])} seeds"
+            error = ValueError(
+                f"the device is out of memory at {size}: raise accumulation or give fewer seeds at a time; "
+                "the checkpoint of the last evaluation is kept"
+            )
         expected = isinstance(error, ValueError | InstantiationException)
         line = _one_line(error) if expected else f"{type(error).__name__}: {_one_line(error)}"
         log.error("error: %s", line)
@@ -120,6 +126,10 @@ class PackedRun:
             process=self.accelerator.process_index,
         )
         model, head = self.backbone.model(self.task.num_labels), self.backbone.head
+        if next(model.parameters()).dtype != torch.float32 and config["precision"] == "no":
+            raise ValueError(
+                f"backbone.dtype={config['backbone']['dtype']} needs a precision like it: precision=bf16 or fp16"
+            )
         longest = max(int(split.lengths.max()) for split in self.task.splits.values())
         if longest > self.backbone.longest(model):
             most = self.backbone.longest(model)

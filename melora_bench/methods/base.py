@@ -146,8 +146,11 @@ class Method:
 
 
 def freeze(model: nn.Module, head: str, seeds: list[int]) -> None:
-    """Freeze the model, except that each linear layer under module `head` becomes one trainable layer per seed."""
+    """Freeze the model, except that each linear layer under module `head` becomes one trainable layer per seed; a model
+    without a new head has `head` empty."""
     model.requires_grad_(False)
+    if not head:
+        return
     for name, base in _linears(model.get_submodule(head), prefix=head):
         layer = ReplicatedLinear(base, len(seeds))
         layer.reset_parameters([generator(seed, "head", name) for seed in seeds], model.config.initializer_range)

@@ -1,0 +1,155 @@
+"""Instruction tuning of a causal language model, as Alpaca (Taori et al. 2023, https://github.com/tatsu-lab/stanford_alpaca)
+and alpaca-lora do it: a template around instruction and input, the loss on the tokens that follow."""
+
+import gzip
+import json
+import logging
+import string
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from melora_bench.batches import Split, tokenise
+from melora_bench.files import sha256_file
+from melora_bench.tasks.text import halves
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class InstructTask:
+    """Rows of instruction, input and output. Its fields are the keys of configs/task/<name>.yaml."""
+
+    version: int  # raised when a code change changes numbers; part of the config hash
+    name: str
+    num_labels: int  # 0: the model's own output layer is kept
+    repo: str  # the hub's dataset
+    revision: str
+    template: str  # with {instruction} and {input}
+    template_without_input: str  # with {instruction}; for rows whose input is empty
+    loss_on_prompt: bool  # False: the loss is that of the output alone
+    validation_rows: int  # drawn from the rows by `split_seed`; of a small file, a tenth
+    split_seed: int
+    metric: str = field(default="loss", init=False)  # the mean over all target tokens of the validation rows
+    splits: dict[str, Split] = field(default_factory=dict, init=False, repr=False)
+
+    def load(
+        self, source, tokenizer, *, max_length: int, max_train_rows: int | None, max_eval_rows: int | None
+    ) -> dict:
+        """Read, divide and tokenise the rows; returns what the record says: {split: {rows, sha256, ...}}.
+
+        A text is cut at `max_length` tokens; a shorter one ends in the end-of-sequence token. Raises ValueError for a
+        template without its fields, and for files and rows that cannot be used.
+        """
+        for name, keys in (("template", {"instruction", "input"}), ("template_without_input", {"instruction"})):
+            found = {key for _, key, _, _ in string.Formatter().parse(getattr(self, name)) if key is not None}
+            if found != keys:
+                needed = " and ".join(f"{{{key}}}" for key in sorted(keys))
+                raise ValueError(f"task.{name} must hold {needed} and no other field")
+        path, origin = source.whole(self.name, self.repo, self.revision)
+        rows = read(path)
+        count = min(self.validation_rows, len(rows) // 10)
+        if count == 0:
+            raise ValueError(f"{path} has {len(rows)} rows: at least 10 are needed to keep a tenth for validation")
+        if count < self.validation_rows:
+            log.warning("%s: %d of %d rows validate, not %d", self.name, count, len(rows), self.validation_rows)
+        # The order of datasets.Dataset.train_test_split, so that a seed means the rows that it means there.
+        order = np.random.default_rng(self.split_seed).permutation(len(rows))
+        parts = {"train": order[count:][:max_train_rows], "validation": order[:count][:max_eval_rows]}
+        for name, chosen in parts.items():
+            self.splits[name] = self._tokenise(tokenizer, [rows[i] for i in chosen], max_length)
+        sha256 = [sha256_file(path)]
+        return {
+            name: {"rows": len(chosen), "sha256": sha256, "of": len(rows), **origin} for name, chosen in parts.items()
+        }
+
+    @property
+    def train(self) -> Split:
+        return self.splits["train"]
+
+    @property
+    def evaluation(self) -> dict[str, Split]:
+        return {"validation": self.splits["validation"]}
+
+    def prompt(self, row: dict) -> str:
+        """The text before the output."""
+        template = self.template if row.get("input") else self.template_without_input
+        return template.format(instruction=row["instruction"], input=row.get("input"))
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor], replicas: int) -> Tensor:
+        """(R,): per replica, the mean over the target tokens of its optimizer step (`weight` is a row's share of them)."""
+        total, count = self.outputs(model, batch).unbind(1)
+        return (total / count.clamp(min=1) * batch["weight"]).view(replicas, -1).sum(1)
+
+    def outputs(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """(rows, 2): the sum of each row's token losses, and how many tokens that are. `labels` holds the position from
+        which on tokens are targets; no token comes before the first, so that is none."""
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+        wanted = (mask[:, 1:] > 0) & (mask.cumsum(1)[:, 1:] > batch["labels"].clamp(min=1)[:, None])
+        losses = F.cross_entropy(logits[wanted].float(), ids[:, 1:][wanted], reduction="none")
+        total = torch.zeros(wanted.shape, device=ids.device).masked_scatter(wanted, losses).sum(1)
+        return torch.stack([total, wanted.sum(1)], dim=1)
+
+    def score(self, outputs: dict[str, np.ndarray], half: int | None = None) -> dict[str, float]:
+        """{"loss": ...} of one replica from `outputs` (rows, 2), over all rows or one of two fixed halves."""
+        values = outputs["validation"]
+        if half is not None:
+            values = values[halves(np.zeros(len(values))) == half]
+        total, count = values.astype(np.float64).sum(0)
+        return {"loss": round(total / max(count, 1), 6)}
+
+    def _tokenise(self, tokenizer, rows: list[dict], max_length: int) -> Split:
+        prompts = [self.prompt(row) for row in rows]
+        texts = [prompt + row["output"] for prompt, row in zip(prompts, rows, strict=True)]
+        start = np.zeros(len(rows), dtype=np.int64)
+        if not self.loss_on_prompt:
+            start = tokenise(tokenizer, [prompts], start, max_length).lengths
+        split = tokenise(tokenizer, [texts], start, max_length)
+        short = split.lengths < max_length
+        ids = np.insert(split.ids, split.offsets[1:][short], tokenizer.eos_token_id)
+        offsets = split.offsets + np.concatenate([[0], np.cumsum(short)])
+        return replace(split, ids=ids, types=None, offsets=offsets, weights=targets(np.diff(offsets), start), left=True)
+
+
+def targets(lengths: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """(rows,) float32: the target tokens of each row, those from position `start` on, never the first."""
+    return np.maximum(lengths - np.maximum(start, 1), 0).astype(np.float32)
+
+
+def read(path: Path) -> list[dict]:
+    """The rows of a .json (a list), .jsonl or .parquet file, or of one of them as .gz.
+
+    Raises ValueError, naming file and row, for what cannot be read and for a row without instruction or output.
+    """
+    opened = gzip.open if path.suffix == ".gz" else open
+    ending = Path(path.name.removesuffix(".gz")).suffix
+    try:
+        with opened(path, "rb") as file:
+            if ending == ".parquet":
+                frame = pd.read_parquet(file).astype(object)
+                rows = frame.where(frame.notna(), None).to_dict("records")
+            elif ending == ".jsonl":
+                rows = [json.loads(line) for line in file if line.strip()]
+            else:
+                rows = json.load(file)
+    except Exception as error:  # gzip, pyarrow and json each raise their own
+        raise ValueError(
+            f"{path} cannot be read as {ending[1:]} ({str(error).splitlines()[0]}): is the file complete?"
+        ) from error
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f"{path} must hold a list of rows with instruction, input and output")
+    for number, row in enumerate(rows):
+        for key in ("instruction", "output"):
+            if not isinstance(row, dict) or not isinstance(row.get(key), str):
+                raise ValueError(
+                    f"{path}: row {number} has no text under {key!r}: every row needs instruction and output"
+                )
+        if not isinstance(row.get("input") or "", str):
+            raise ValueError(f"{path}: input is {row['input']!r} in row {number}, not a text")
+    return rows
