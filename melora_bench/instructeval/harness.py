@@ -1,0 +1,43 @@
+"""A cross-check by other code: lm-evaluation-harness's own MMLU, BBH and DROP on a model that is already loaded.
+
+https://github.com/EleutherAI/lm-evaluation-harness. Its prompts and scores differ from ours: docs/instructeval.md says how.
+"""
+
+from torch import nn
+
+TASKS = {"mmlu": ("mmlu", 5), "bbh": ("bbh_fewshot", 3), "drop": ("drop", 3)}  # its name for the task, and shots
+
+
+def harness_scores(
+    model: nn.Module, tokenizer, benchmark: str, *, limit_per_task: int | None = None, batch_size: int = 8
+) -> dict:
+    """The harness's own results of one benchmark: {"engine", "results": {task: metrics}, "versions": {task: version}}.
+
+    Raises ValueError for another benchmark, without the harness, and when its datasets cannot be had.
+    """
+    if benchmark not in TASKS:
+        raise ValueError(f"the harness is not used for benchmark={benchmark}: choose one of {', '.join(TASKS)}")
+    try:
+        import lm_eval
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise ValueError(f"protocol=lm_eval needs the harness ({error}): pip install -e '.[instruct]'") from error
+    task, shots = TASKS[benchmark]
+    tasks = TaskManager()
+    try:
+        tasks.load([task])  # before the model works: fetches the data, and raises whatever the datasets library does
+    except Exception as error:
+        cause = str(error).splitlines()[0][:160]
+        raise ValueError(f"the harness cannot get the datasets of its task {task} ({cause}): connect to the hub once, "
+                         f"or use this package's own protocol on local files") from error  # fmt: skip
+    found = lm_eval.simple_evaluate(
+        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+        tasks=[task],
+        num_fewshot=shots,
+        limit=limit_per_task,
+        log_samples=False,
+        bootstrap_iters=0,
+        task_manager=tasks,
+    )
+    return {"engine": f"lm_eval {lm_eval.__version__}", "results": found["results"], "versions": found["versions"]}
