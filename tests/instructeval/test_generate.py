@@ -61,6 +61,19 @@ def test_a_row_stops_at_its_own_end_and_others_go_on():
         model.generation_config = before
 
 
+def test_decoding_ends_when_every_row_has_ended():
+    model, steps = tiny_llama(), []
+    before = model.generation_config
+    hook = model.register_forward_hook(lambda *_: steps.append(1))
+    try:
+        model.generation_config = transformers.GenerationConfig(eos_token_id=list(range(256)))
+        assert written(8, prompts=PROMPTS[:8]) == [""] * 8
+        assert len(steps) == 1
+    finally:
+        model.generation_config = before
+        hook.remove()
+
+
 def test_the_tokenizers_padding_token_does_not_matter():
     assert byte_tokenizer().pad_token is None
     assert byte_tokenizer(pad=True).pad_token_id == 258

@@ -160,6 +160,8 @@ def test_the_result_counts_shots_and_names_the_examples_whatever_the_shots(run, 
     assert tight["shots"] == {"1": 3, "0": 1}
     assert sorted(len(prompt) + 1 for prompt in model.seen) == [134, 169, 189, 189]
     assert tight["examples_sha256"] == full["examples_sha256"]
+    run.folder.rename(tmp_path / "second")
+    assert run("mmlu", fields={"shots": 1})[0]["examples_sha256"] != full["examples_sha256"]
 
 
 def test_a_limit_asks_and_scores_a_slice(run):
@@ -182,6 +184,7 @@ def test_the_seed_is_part_of_a_sampled_runs_header_only(run):
 def test_a_killed_run_goes_on_with_the_next_subject_and_ends_equal(run, tmp_path, monkeypatch):
     whole, _ = run("bbh")
     whole_files = {path.name: path.read_bytes() for path in run.folder.rglob("*.gz")}
+    assert all(content[4:8] == bytes(4) for content in whole_files.values())  # no time in a gzip header
     run.folder.rename(tmp_path / "whole")
 
     broken = {key: text for key, text in SCRIPT.items() if not key.startswith("not")}
