@@ -54,6 +54,14 @@ class LocalData:
             f"name the file of this split with data.splits.{split}=NAME"
         )
 
+    def benchmark_root(self) -> str | None:
+        """The folder with one folder per benchmark. Raises ValueError without it."""
+        if not self.root or not Path(self.root).is_dir():
+            raise ValueError(
+                f"data.root={self.root} is no folder: give one with mmlu/, bbh/, drop/ or humaneval/ in it"
+            )
+        return self.root
+
     def whole(self, name: str, repo: str, revision: str) -> tuple[Path, dict]:
         """The one file of rows in `root` or `root/<name>`, and what to record of it. Raises ValueError unless it is one."""
         if not self.root:
@@ -89,6 +97,10 @@ class HubData:
                              f"{parts:05d} files {task}/{split}-*.parquet; {OFFLINE}")  # fmt: skip
         return files, {"repo": self.repo, "commit": commit}
 
+    def benchmark_root(self) -> str | None:
+        """None: each benchmark has a repository of its own."""
+        return None
+
     def whole(self, name: str, repo: str, revision: str) -> tuple[Path, dict]:
         """The one file of rows of a dataset repository. Raises ValueError without the hub, or unless it is one."""
         patterns = [f"*{ending}" for ending in WHOLE]
@@ -111,6 +123,10 @@ class EmbeddedData:
         if task not in GROUND_TRUTH:
             raise ValueError(f"task={task} is not embedded: use data=hub, or data=local data.root=DIR")
         return [vader_folder() / task / f"{split}.csv"], {"package": "vaderSentiment==3.3.2"}
+
+    def benchmark_root(self) -> str | None:
+        """Raises ValueError: no package of the index carries these benchmarks."""
+        raise ValueError("the benchmarks are not embedded: use data=hub, or data=local data.root=DIR")
 
     def whole(self, name: str, repo: str, revision: str) -> tuple[Path, dict]:
         """Raises ValueError: no package of the index carries instructions that are free to use."""

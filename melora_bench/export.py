@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import nn
 
@@ -15,7 +16,7 @@ from melora_bench import checkpoints, records
 from melora_bench.files import write_folder, write_text
 from melora_bench.methods.base import Method, merge
 from melora_bench.methods.interchange import PREFIX, to_peft
-from melora_bench.points import build, compose_run
+from melora_bench.points import build
 
 TOLERANCE = 1e-5  # of logits, in float32
 
@@ -34,8 +35,8 @@ class Trained:
 
 
 def find(run: str, which: str, output_dir: str) -> list[Path]:
-    """The adapter files that `run` names: a record, an adapter file, or <experiment>/<task>/<method>-<hash> with or
-    without -s<seed>. Raises ValueError when there is none."""
+    """The adapter files that `run` names: a record, an adapter file, <experiment>/<task>/<method>-<hash> with or
+    without -s<seed>, or a whole <experiment>. Raises ValueError when there is none."""
     if which not in ("best", "last"):
         raise ValueError(f"which={which!r} is unknown: use best or last")
     if run.endswith(".safetensors"):
@@ -45,7 +46,8 @@ def find(run: str, which: str, output_dir: str) -> list[Path]:
         runs = Path(output_dir, "runs")
         files = [runs / name / f"{which}.safetensors"]
         if not files[0].exists() and not Path(name).is_absolute():
-            files = sorted(runs.glob(f"{glob.escape(name)}-s*/{which}.safetensors")) or files
+            places = (f"{glob.escape(name)}-s*", f"{glob.escape(name)}/*/*")
+            files = [file for place in places for file in sorted(runs.glob(f"{place}/{which}.safetensors"))] or files
     return [_existing(file) for file in files]
 
 
@@ -54,8 +56,7 @@ def load(path: Path, backbone_path: str | None = None) -> Trained:
     about = checkpoints.about(path)
     if not {"model", "choices", "config", "config_hash", "git", "seed", "step", "epoch", "metrics"} <= about.keys():
         raise ValueError(f"{path} does not say which run it is of: it was not written by scripts/train.py")
-    composed, _ = compose_run([f"{group}={about['choices'][group]}" for group in ("method", "task", "backbone")])
-    parts = {group: {**about["config"][group], "_target_": composed[group]["_target_"]}
+    parts = {group: {**about["config"][group], "_target_": _target(group, about["choices"][group])}
              for group in ("method", "task", "backbone")}  # fmt: skip
     backbone = build({**parts["backbone"], "path": backbone_path}, "backbone")
     if backbone.origin()["sha256"] != about["model"]["sha256"]:
@@ -201,6 +202,11 @@ base_model: {base}
 def _auto(backbone, prefix: str) -> str:
     """The name of the library's class that loads this kind of model."""
     return backbone.auto.__name__.replace("AutoModel", prefix)
+
+
+def _target(group: str, choice: str) -> str:
+    """The class of a config group's option, which records leave out."""
+    return OmegaConf.load(records.ROOT / "configs" / group / f"{choice}.yaml")["_target_"]
 
 
 def _base(backbone) -> str:

@@ -57,7 +57,7 @@ class Prompt:
 
 @dataclass(kw_only=True)
 class Benchmark:
-    """One benchmark. Its fields are the keys of configs/benchmark/<name>.yaml."""
+    """One benchmark. Its fields are the keys of configs/task/<name>.yaml."""
 
     version: int  # raised when a code change changes numbers
     name: str
@@ -75,7 +75,13 @@ class Benchmark:
     hub_files: ClassVar[list[str]]  # patterns of what is needed of the hub's files
     executes: ClassVar[bool] = False  # whether scoring runs what the model wrote
 
-    def load(self, root: str | None = None) -> Questions:
+    def load(self, *_, **__) -> dict:
+        """Raises ValueError: training asks for it."""
+        raise ValueError(
+            f"task={self.name} scores a model and trains none: scripts/instructeval.py task={self.name} run=RUN"
+        )
+
+    def read(self, root: str | None = None) -> Questions:
         """The questions of the folder `<root>/<name>`, or, if root is None, of the hub.
 
         A folder holds the hub's parquet files or the original ones. Raises ValueError naming the file for a missing

@@ -16,7 +16,7 @@ def harness_scores(
     Raises ValueError for another benchmark, without the harness, and when its datasets cannot be had.
     """
     if benchmark not in TASKS:
-        raise ValueError(f"the harness is not used for benchmark={benchmark}: choose one of {', '.join(TASKS)}")
+        raise ValueError(f"the harness is not used for task={benchmark}: choose one of {', '.join(TASKS)}")
     try:
         import lm_eval
         from lm_eval.models.huggingface import HFLM

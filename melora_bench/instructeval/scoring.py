@@ -1,6 +1,7 @@
 """Running a benchmark: which questions, every output stored subject by subject, the scores, and resuming."""
 
 import gzip
+import itertools
 import json
 import logging
 import statistics
@@ -121,8 +122,18 @@ def evaluate(
         "data": loaded.origin,
         "limit": limit,
         "examples_sha256": _examples_hash(loaded, chosen),
+        "halves": [half["score"] for half in _halves(benchmark, {name: rows[name] for name in chosen})],
         **summarise(benchmark, {name: rows[name] for name in chosen}),
     }
+
+
+def _halves(benchmark: Benchmark, rows: dict[str, list[dict]]) -> list[dict]:
+    """The summaries of every other question, and of the rest; of a single question twice the same."""
+    places = itertools.count()
+    numbered = {name: [(next(places), row) for row in each] for name, each in rows.items()}
+    parts = [{name: kept for name, each in numbered.items() if (kept := [row for i, row in each if i % 2 == half])}
+             for half in (0, 1)]  # fmt: skip
+    return [summarise(benchmark, part or rows) for part in parts]
 
 
 def summarise(benchmark: Benchmark, rows: dict[str, list[dict]]) -> dict:

@@ -64,7 +64,7 @@ SMALL = {"mmlu": {"subjects": 2, "shots": 2}, "bbh": {"subjects": 2, "shots": 2}
 
 def benchmark(name: str, **fields):
     """The benchmark of configs/benchmark/<name>.yaml, sized for the rows above."""
-    config = OmegaConf.load(ROOT / "configs" / "benchmark" / f"{name}.yaml")
+    config = OmegaConf.load(ROOT / "configs" / "task" / f"{name}.yaml")
     return instantiate(OmegaConf.merge(config, SMALL[name], fields))
 
 

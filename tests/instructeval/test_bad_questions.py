@@ -25,7 +25,7 @@ def hub(tmp_path):
 
 def refused(pattern: str, name: str, root, **fields) -> None:
     with pytest.raises(ValueError, match=pattern) as caught:
-        benchmark(name, **fields).load(root)
+        benchmark(name, **fields).read(root)
     assert "\n" not in str(caught.value)
 
 
@@ -207,7 +207,7 @@ def test_humaneval_has_no_shots_to_give(original):
 
 def test_the_harness_knows_three_benchmarks():
     with pytest.raises(
-        ValueError, match=r"^the harness is not used for benchmark=humaneval: choose one of mmlu, bbh, drop$"
+        ValueError, match=r"^the harness is not used for task=humaneval: choose one of mmlu, bbh, drop$"
     ):
         harness_scores(None, None, "humaneval")
 

@@ -58,7 +58,7 @@ def test_only_spaces_are_added_and_only_an_end_is_lost(output):
 
 
 def test_the_program_is_the_bare_prompt_the_body_and_the_call_of_the_tests(tmp_path):
-    question = benchmark("humaneval").load(write_original(tmp_path)).subjects[0].questions[0]
+    question = benchmark("humaneval").read(write_original(tmp_path)).subjects[0].questions[0]
     assert program(question, "    return x + 1") == (
         'def more(x):\n    """Return x plus 1."""\n'
         "    return x + 1\n"

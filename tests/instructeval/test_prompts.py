@@ -28,7 +28,7 @@ def prompts(made, loaded, tokenizer=None) -> dict[str, list[str]]:
 
 def test_mmlu_has_two_spaces_before_the_subject_and_keeps_none_and_na(original):
     made = benchmark("mmlu")
-    loaded = made.load(original)
+    loaded = made.read(original)
     assert [subject.name for subject in loaded.subjects] == ["colours", "toy_zoology"]
     assert prompts(made, loaded)["toy_zoology"][0] == (
         "The following are multiple choice questions (with answers) about  toy zoology.\n"
@@ -45,7 +45,7 @@ def test_mmlu_has_two_spaces_before_the_subject_and_keeps_none_and_na(original):
 
 def test_mmlu_takes_the_first_dev_rows_as_shots(original):
     made = benchmark("mmlu", shots=1)
-    assert prompts(made, made.load(original))["colours"] == [
+    assert prompts(made, made.read(original))["colours"] == [
         "The following are multiple choice questions (with answers) about  colours.\n\n"
         "Sky?\nA. red\nB. blue\nC. pink\nD. grey\nAnswer: B\n\n"
         "Snow?\nA. red\nB. white\nC. pink\nD. grey\nAnswer:"
@@ -54,7 +54,7 @@ def test_mmlu_takes_the_first_dev_rows_as_shots(original):
 
 def test_bbh_has_the_tasks_first_rows_as_shots_and_does_not_score_them(original):
     made = benchmark("bbh")
-    loaded = made.load(original)
+    loaded = made.read(original)
     assert prompts(made, loaded) == {
         "answers": ["Is 2 even?\nAnswer: Yes\n\nIs 3 even?\nAnswer: No\n\nIs 5 even?\nAnswer:"],
         "negation": [
@@ -67,7 +67,7 @@ def test_bbh_has_the_tasks_first_rows_as_shots_and_does_not_score_them(original)
 
 def test_drop_flattens_the_spans_draws_its_shots_by_seed_and_leaves_their_passages_out(hub):
     made = benchmark("drop")
-    loaded = made.load(hub)
+    loaded = made.read(hub)
     # Six rows have one distinct stripped answer: 2, 1, 3 weeks, 4, milk, kid. Seed 0 draws "4", then "kid", and "milk"
     # goes with its passage.
     shots = "The ram has 4 legs. How many legs?\nAnswer: 4\n\nThe kid drank milk. Who drank?\nAnswer: kid\n\n"
@@ -83,13 +83,13 @@ def test_drop_flattens_the_spans_draws_its_shots_by_seed_and_leaves_their_passag
 
 
 def test_the_shots_seed_changes_the_draw(hub):
-    drawn = {tuple(benchmark("drop", shots_seed=seed).load(hub).subjects[0].shots) for seed in range(8)}
+    drawn = {tuple(benchmark("drop", shots_seed=seed).read(hub).subjects[0].shots) for seed in range(8)}
     assert len(drawn) > 1
 
 
 def test_humaneval_has_an_instruction_line_and_no_shots(original):
     made = benchmark("humaneval")
-    loaded = made.load(original)
+    loaded = made.read(original)
     assert prompts(made, loaded)["humaneval"][0] == (
         "Please complete the following Python code without providing any additional tasks such as testing or "
         'explanations\ndef more(x):\n    """Return x plus 1."""\n'
@@ -102,14 +102,14 @@ def test_humaneval_has_an_instruction_line_and_no_shots(original):
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_the_hubs_two_layouts_and_the_original_files_give_the_same_prompts(name, original, hub, tmp_path):
     made = benchmark(name)
-    loaded = made.load(hub)
-    converted = made.load(write_hub(tmp_path, converted=True))
+    loaded = made.read(hub)
+    converted = made.read(write_hub(tmp_path, converted=True))
     assert converted.subjects == loaded.subjects
-    assert made.load(original).subjects == loaded.subjects
+    assert made.read(original).subjects == loaded.subjects
 
 
 def test_the_local_drop_file_is_marked_and_leaves_out_what_cannot_be_told_apart(original):
-    origin = benchmark("drop").load(original).origin
+    origin = benchmark("drop").read(original).origin
     assert origin["label"] == "local DROP"
     assert "not comparable" in origin["rule"]
 
@@ -122,7 +122,7 @@ def test_a_local_drop_answer_with_and_in_it_is_left_out_even_if_it_is_one_span(t
     _gz(tmp_path / "drop" / "drop_v0_dev.jsonl.gz", [
         {"context": f"Passage: {p}\nQuestion: a\nQuestion: {p}?\nAnswer:", "ref_text": text} for p, text in rows
     ])  # fmt: skip
-    subject = benchmark("drop", shots=0).load(tmp_path).subjects[0]
+    subject = benchmark("drop", shots=0).read(tmp_path).subjects[0]
     # The last "Question:" is the question; " and" at the end of an answer joins nothing.
     assert [(q.text, q.target) for q in subject.questions] == [
         ("one\nQuestion: a one?\nAnswer:", "1"),
@@ -141,9 +141,9 @@ def test_the_hub_is_asked_for_what_is_needed_at_the_revision_of_the_config(hub, 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     for name in BENCHMARKS:
         made = benchmark(name)
-        loaded = made.load()
-        assert loaded.subjects == made.load(hub).subjects
-        assert loaded.origin == made.load(hub).origin | {"repo": made.repo, "commit": name}
+        loaded = made.read()
+        assert loaded.subjects == made.read(hub).subjects
+        assert loaded.origin == made.read(hub).origin | {"repo": made.repo, "commit": name}
     assert asked == [
         ("cais/mmlu", "main", "dataset", ["all/dev*", "all/test*"]),
         ("lukaemon/bbh", "refs/convert/parquet", "dataset", ["*/test*"]),
@@ -154,9 +154,9 @@ def test_the_hub_is_asked_for_what_is_needed_at_the_revision_of_the_config(hub, 
 
 def test_the_origin_changes_with_the_files(tmp_path):
     root = write_hub(tmp_path)
-    before = benchmark("bbh").load(root).origin
+    before = benchmark("bbh").read(root).origin
     parquet(root / "bbh/answers/test-00000-of-00001.parquet", [{"input": str(i), "target": "x"} for i in range(3)])
-    after = benchmark("bbh").load(root).origin
+    after = benchmark("bbh").read(root).origin
     assert before["files"] == after["files"] == 2
     assert before["sha256"] != after["sha256"]
 
@@ -165,7 +165,7 @@ def test_the_origin_changes_with_the_files(tmp_path):
 
 
 def test_the_last_shot_is_dropped_while_the_prompt_with_bos_has_too_many_tokens(original):
-    loaded = benchmark("mmlu").load(original)
+    loaded = benchmark("mmlu").read(original)
     subject = loaded.subjects[0]
     header, (first, second), question = subject.header, subject.shots, subject.questions[0]
     full = len(header + first + second + question.text) + 1
@@ -179,7 +179,7 @@ def test_the_last_shot_is_dropped_while_the_prompt_with_bos_has_too_many_tokens(
 
 def test_without_a_tokenizer_no_shot_is_dropped(original):
     made = benchmark("mmlu", context=1)
-    subject = made.load(original).subjects[0]
+    subject = made.read(original).subjects[0]
     prompt = made.prompt(subject, subject.questions[0])
     assert (prompt.shots, prompt.tokens) == (2, None)
 
@@ -188,7 +188,7 @@ def test_without_a_tokenizer_no_shot_is_dropped(original):
 
 
 def test_a_limit_is_dealt_out_over_the_subjects_in_order(original):
-    loaded = benchmark("mmlu").load(original)  # colours has 1 question, toy_zoology 3
+    loaded = benchmark("mmlu").read(original)  # colours has 1 question, toy_zoology 3
 
     def counts(limit):
         return {name: len(questions) for name, questions in choose(loaded, limit).items()}
@@ -202,7 +202,7 @@ def test_a_limit_is_dealt_out_over_the_subjects_in_order(original):
 
 def test_prompts_are_written_without_a_model(original, tmp_path, caplog):
     made = benchmark("mmlu")
-    loaded = made.load(original)
+    loaded = made.read(original)
     caplog.set_level("INFO")
     assert write_prompts(made, loaded, tmp_path / "a.jsonl", limit=3) == 3
     assert "no shot is dropped" in caplog.text
@@ -223,6 +223,6 @@ def test_a_subject_spelt_with_spaces_in_a_csv_cell_keeps_its_quotes_and_newlines
     with (root / "mmlu/test/colours_test.csv").open("w", newline="") as file:
         file.write('"He said ""no"",\nthen left. "," a",b ,c,d,C\n')
     made = benchmark("mmlu")
-    loaded = made.load(root)
+    loaded = made.read(root)
     assert loaded.subjects[0].questions[0].text == f"{question}\nA.  a\nB. b \nC. c\nD. d\nAnswer:"  # nothing stripped
     assert set(MMLU_ROWS) == {s.name for s in loaded.subjects}

@@ -15,9 +15,9 @@ def load(real_data):
         root = real_data / "instruct"
         if not (root / name).is_dir():
             pytest.skip(f"needs the real {name} files: MELORA_BENCH_DATA has no instruct/{name}")
-        config = OmegaConf.load(ROOT / "configs" / "benchmark" / f"{name}.yaml")
+        config = OmegaConf.load(ROOT / "configs" / "task" / f"{name}.yaml")
         made = instantiate(OmegaConf.merge(config, fields))
-        return made, made.load(root).subjects, made.load(root).origin
+        return made, made.read(root).subjects, made.read(root).origin
 
     return loaded
 

@@ -51,7 +51,7 @@ def run(hub, tmp_path):
         model, made = ScriptedModel(script), benchmark(name, **(fields or {}))
         options = {"batch_size": 2, "execute": execute} | options
         result = evaluate(
-            made, made.load(root), model, byte_tokenizer(), tmp_path / "out", identity={"model": identity}, **options
+            made, made.read(root), model, byte_tokenizer(), tmp_path / "out", identity={"model": identity}, **options
         )
         return result, model
 
@@ -254,7 +254,7 @@ def test_a_prompt_too_long_for_the_model_at_no_shots_is_refused_at_once(run, nam
     with pytest.raises(
         ValueError, match=rf"^the longest prompt has \d+ tokens and {made.max_new_tokens} are to be writ"
     ):
-        evaluate(made, made.load(hub), model, byte_tokenizer(), tmp_path / "x", identity={}, execute=execute)
+        evaluate(made, made.read(hub), model, byte_tokenizer(), tmp_path / "x", identity={}, execute=execute)
     assert model.seen == []
     assert not (tmp_path / "x").exists()
 

@@ -1,0 +1,171 @@
+"""From a trained run, or a backbone as it is, to the record of its score on one benchmark."""
+
+import contextlib
+import datetime
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from accelerate import Accelerator
+from omegaconf import DictConfig, OmegaConf
+
+from melora_bench import checkpoints, export, records
+from melora_bench.instructeval import sandbox
+from melora_bench.instructeval.harness import harness_scores
+from melora_bench.instructeval.scoring import evaluate, write_prompts
+from melora_bench.points import build
+from melora_bench.records import RunRecord, config_hash
+
+log = logging.getLogger(__name__)
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(kw_only=True)
+class Scored:
+    """A model to score, and what its record says of it."""
+
+    model: torch.nn.Module
+    tokenizer: object
+    experiment: str
+    seed: int
+    choices: dict
+    config: dict  # the identity of its training; of a backbone as it is, the backbone alone
+    origin: dict  # of the weights
+    init_from: dict | None
+    params: dict
+    at: dict  # epoch and step of the adapters
+
+
+def score(cfg: DictConfig, choices: dict) -> list[Path]:
+    """Score what `cfg` (configs/instructeval.yaml) names; returns the records, those that were there before included.
+
+    Raises ValueError for values that cannot be, data or runs that are not there, and what `evaluate` refuses.
+    """
+    config = OmegaConf.to_container(cfg, resolve=True)
+    if config["precision"] not in ("no", *DTYPES):
+        raise ValueError(f"precision={config['precision']!r} is unknown: use no, bf16 or fp16")
+    if config["protocol"] not in ("instructeval", "lm_eval"):
+        raise ValueError(f"protocol={config['protocol']!r} is unknown: use instructeval or lm_eval")
+    benchmark, source = (build(config[group], group) for group in ("task", "data"))
+    if config["prompts"]:
+        loaded = benchmark.read(source.benchmark_root())
+        try:
+            tokenizer = build(config["backbone"], "backbone").tokenizer()
+        except ValueError as error:
+            log.warning("%s", error)
+            tokenizer = None
+        count = write_prompts(benchmark, loaded, Path(config["prompts"]), tokenizer=tokenizer, limit=config["limit"])
+        log.info("wrote %d prompts of %s to %s", count, benchmark.label, config["prompts"])
+        return []
+    if config["protocol"] == "lm_eval":
+        for scored in _models(config, choices):
+            found = harness_scores(scored.model, scored.tokenizer, benchmark.name, batch_size=config["batch_size"],
+                                   limit_per_task=config["limit"])  # fmt: skip
+            log.info("%s s%d  %s  %s", scored.choices["method"], scored.seed, found["engine"], found["results"])
+        return []
+    if benchmark.executes:  # refuse before anything is loaded
+        sandbox.run("", allow_code_execution=config["allow_code_execution"])
+    loaded = benchmark.read(source.benchmark_root())
+    return [_one(config, choices, scored, benchmark, loaded) for scored in _models(config, choices)]
+
+
+def _one(config: dict, choices: dict, scored: Scored, benchmark, loaded) -> Path:
+    """The record of one model, written unless it is there."""
+    started, clock = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), time.perf_counter()
+    # What decides the score: how the model was trained, and how it is asked.
+    asked = {
+        **records.identity({"task": config["task"]})["task"],
+        **{key: config[key] for key in ("limit", "seed", "which")},
+    }
+    identity = {
+        **scored.config,
+        "task": asked,
+        "trained_on": scored.config.get("task"),
+        "precision": config["precision"],
+    }
+    digest = config_hash(identity)
+    name = f"{scored.choices['method']}-{digest[:10]}-s{scored.seed}"
+    run_id = f"{scored.experiment}/{choices['task']}/{name}"
+    path = Path(config["results_dir"], "runs", f"{run_id}.json")
+    if path.exists():
+        log.info("skip  %s  %s is recorded: %s", benchmark.label, name, path)
+        return path
+    git = records.git_state()
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    model = scored.model.to(accelerator.device)
+    reduced = DTYPES.get(config["precision"])
+    with torch.autocast(accelerator.device.type, reduced) if reduced else contextlib.nullcontext():
+        found = evaluate(
+            benchmark, loaded, model, scored.tokenizer, path.with_suffix(""),
+            identity={"config_hash": digest, "weights": scored.origin["sha256"], "adapter": scored.init_from},
+            limit=config["limit"], batch_size=config["batch_size"], seed=config["seed"],
+            execute=lambda program: sandbox.run(program, allow_code_execution=config["allow_code_execution"]).passed,
+        )  # fmt: skip
+    seconds = time.perf_counter() - clock
+    keys = [key for key in ("score", "exact", "ceiling") if found.get(key) is not None]
+    entry = {
+        **scored.at, "train_loss": None, "penalty": None, "lr": None,
+        "metrics": {key: round(found[key] / 100, 6) for key in keys},
+        "halves": [{"score": round(value / 100, 6)} for value in found["halves"]],
+        "report": {key: found[key] for key in ("questions", "shots", "subjects", "examples_sha256")},
+    }  # fmt: skip
+    data = found["data"]
+    record = RunRecord(
+        run_id=run_id,
+        config_hash=digest,
+        seed=scored.seed,
+        packed_with=[],
+        choices={**scored.choices, "task": choices["task"], "data": choices["data"]},
+        versions={"method": scored.config["method"]["version"], "task": benchmark.version},
+        config=identity,
+        git=git,
+        env=records.environment(accelerator, config["precision"]),
+        model=scored.origin,
+        data={"test": {**data, "rows": found["questions"], "sha256": [data["sha256"]]}},
+        init_from=scored.init_from,
+        params=scored.params,
+        metric="score",
+        epochs=[entry],
+        rows_per_second=round(found["questions"] / seconds, 3),
+        tokens_per_second=None,
+        peak_memory_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+        wall_seconds=round(seconds, 3),
+        resumed_at=[],
+        started=started,
+        finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+    record.save(config["results_dir"])
+    log.info("done  %s  %s  %s  of %d questions  %.0f s  %s", data["label"], name,
+             " ".join(f"{key} {found[key]:.2f}" for key in keys), found["questions"], seconds, path)  # fmt: skip
+    return path
+
+
+def _models(config: dict, choices: dict):
+    """The models that `run` names, one after another; without `run` the backbone as it is."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    path = config["backbone"]["path"]
+    if config["run"] is None:
+        backbone = build(config["backbone"], "backbone")
+        chosen = {"method": "head", "backbone": choices["backbone"], "recipe": None}
+        own = records.identity({"backbone": config["backbone"]}) | {"method": {"version": 1}}
+        yield Scored(
+            model=backbone.model(0), tokenizer=backbone.tokenizer(), experiment=config["experiment"], seed=0,
+            choices=chosen, config=own, origin=backbone.origin(), init_from=None,
+            params={"total": 0, "adapter": 0, "head": 0}, at={"epoch": 0, "step": 0},
+        )  # fmt: skip
+        return
+    for file in export.find(config["run"], config["which"], config["output_dir"]):
+        trained = export.load(file, path)
+        about = trained.about
+        adapter = sum(value.numel() for value in checkpoints.adapter_tensors(trained.model, 0).values())
+        yield Scored(
+            model=trained.model, tokenizer=trained.backbone.tokenizer(), experiment=about["run_id"].split("/")[0],
+            seed=about["seed"], choices=about["choices"], config=about["config"], origin=about["model"],
+            init_from={"source": about["run_id"], "run_id": about["run_id"], "sha256": checkpoints.sha256_file(file)},
+            params={"total": adapter, "adapter": adapter, "head": 0},
+            at={"epoch": about["epoch"], "step": about["step"]},
+        )  # fmt: skip
