@@ -5,10 +5,10 @@ DONE := .venv/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock torch
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow test-gpu lint format check glue-sweep plan sweep status tables figures report docs bench lock
+.PHONY: help setup quickstart test test-slow test-gpu lint format check glue-sweep instruct-sweep instruct-quickstart plan sweep status tables figures report docs bench lock
 
 help:  ## print every target
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-19s %s\n", $$1, $$2}'
 
 setup: $(DONE)  ## build .venv from requirements.lock (again only when it or pyproject.toml changed)
 
@@ -46,6 +46,21 @@ glue-sweep: $(DONE)  ## both papers' Table 2: every missing point (ARGS narrows 
 		$(BIN)/python scripts/train.py -m table=$$table $(ARGS); code=$$?; \
 		case $$code in 0) ;; 3) none=$$((none + 1));; *) failed=1;; esac; done; \
 	[ $$failed = 0 ] && [ $$none -lt 2 ]  # 3: the selection has no point of that table
+
+INSTRUCT ?= melora_table3
+SCORE ?= backbone=llama2_7b
+BENCHMARKS = task=mmlu,drop,humaneval,bbh
+instruct-sweep: $(DONE)  ## train and score a table of INSTRUCTEVAL (INSTRUCT=name, ARGS for training, SCORE for scoring)
+	$(BIN)/python scripts/train.py -m table=$(INSTRUCT) $(ARGS)
+	$(BIN)/python scripts/instructeval.py -m $(BENCHMARKS) experiment=$(INSTRUCT) $(SCORE)
+	$(BIN)/python scripts/instructeval.py -m $(BENCHMARKS) run=$(INSTRUCT) $(SCORE)
+	$(BIN)/python scripts/tables.py $(INSTRUCT)
+
+QUICK = results_dir=outputs/instruct_quickstart limit=8 allow_code_execution=true data=local data.root=$(DATA)/instruct
+instruct-quickstart: $(DONE)  ## tune and score SmolLM2 (DATA=DIR with alpaca/*.json and instruct/{mmlu,bbh,drop,humaneval}/)
+	@[ -d "$(DATA)/instruct" ] || { echo 'error: DATA=DIR is missing: no package carries free instructions; DIR holds' \
+		'alpaca/ (one .json, .jsonl or .parquet) and instruct/ (mmlu/ bbh/ drop/ humaneval/)' >&2; exit 2; }
+	$(MAKE) instruct-sweep INSTRUCT=instruct_quickstart ARGS="data=local data.root=$(DATA)/alpaca" SCORE="$(QUICK)"
 
 plan: $(DONE)  ## what a grid will cost on this device: points, steps, tokens, hours (TABLE=name)
 	@$(BIN)/python scripts/plan.py $(TABLE) $(ARGS)

@@ -6,6 +6,9 @@ import itertools
 def points(table: dict, overrides: list[str]) -> list[list[str]]:
     """The command-line overrides of every point of a table: rows x tasks, narrowed or changed by the user's overrides.
 
+    The tasks are those of the columns, or the one that the table's models are `trained_on` before they are scored on the
+    columns. A row that is `untrained` has no point.
+
     An override of the task, the method, or a method's key that some row lists, selects (`task=mrpc`, `method=melora`,
     `method.n=4,8`); any other applies to every point. Raises ValueError when nothing is left, naming what there is.
     """
@@ -19,8 +22,11 @@ def points(table: dict, overrides: list[str]) -> list[list[str]]:
                 f"{key}={value}: a table can be narrowed by {', '.join(sorted(listed))}; give {key} one value"
             )
     found = []
+    tasks = as_list(table.get("trained_on", table["tasks"]))
     for row in table["rows"]:
-        grid = {"task": table["tasks"], **row["points"]}
+        if row.get("untrained"):
+            continue
+        grid = {"task": tasks, **row["points"]}
         choices = {key: [str(value) for value in as_list(values)] for key, values in grid.items()}
         if any(key not in choices for key in select):
             continue
@@ -35,7 +41,7 @@ def points(table: dict, overrides: list[str]) -> list[list[str]]:
         there = {
             key: [v for row in table["rows"] for v in map(str, as_list(row["points"].get(key, [])))] for key in listed
         }
-        there["task"] = table["tasks"]
+        there["task"] = tasks
         wanted = " ".join(f"{key}={','.join(values)}" for key, values in select.items())
         has = "; ".join(f"{key}={','.join(dict.fromkeys(there[key]))}" for key in select)
         raise ValueError(f"no point of this table has {wanted}; it has {has}")

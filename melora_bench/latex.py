@@ -1,7 +1,6 @@
 """A table as LaTeX (booktabs): the papers' estimate, ours above the published row."""
 
-from melora_bench.estimates import ESTIMATES
-from melora_bench.layout import Line, block, scored
+from melora_bench.layout import Line, block, estimates, scored
 
 ESCAPES = str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "±": r"$\pm$"})
 
@@ -13,7 +12,7 @@ def latex(table: dict, rows: list[dict]) -> str:
     for backbone in dict.fromkeys(row["backbone"] for row in rows):
         _, found = block(table, [row for row in rows if row["backbone"] == backbone], set(), "best")
         lines += [
-            f"% {backbone}: {ESTIMATES['best']}",
+            f"% {backbone}: {estimates(table)['best']}",
             rf"\begin{{tabular}}{{lr{'r' * len(columns)}}}",
             r"\toprule",
             _joined("method", "parameters", *columns),

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from melora_bench.estimates import Runs, all_records
+from melora_bench.estimates import ESTIMATES, Runs, all_records
 from melora_bench.grid import reference
 from melora_bench.records import RunRecord
 
@@ -19,6 +19,16 @@ class Line:
 def scored(table: dict) -> list[str]:
     """The tasks, then the average where the table has one."""
     return [*table["tasks"], *([table["average"]] if table["average"] else [])]
+
+
+def estimates(table: dict) -> dict[str, str]:
+    """The estimates that say different things of a table. A model that is scored once, after training, has no last epoch."""
+    if "trained_on" not in table:
+        return ESTIMATES
+    return {
+        "best": "adapters of the lowest validation loss; r or n by the reported score, as the papers select",
+        "split": "the same, r or n chosen on one half of the questions and scored on the other, both ways",
+    }
 
 
 def block(table: dict, rows: list[dict], seen: set[str], estimate: str) -> tuple[list[str], list[Line]]:

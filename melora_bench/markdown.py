@@ -1,8 +1,8 @@
 """A table as Markdown: a block per backbone and estimate, published rows under the estimate that the papers use, a footer."""
 
 from melora_bench import audit
-from melora_bench.estimates import ESTIMATES, all_records
-from melora_bench.layout import any_record, block, seen_note, seen_tasks
+from melora_bench.estimates import all_records
+from melora_bench.layout import any_record, block, estimates, seen_note, seen_tasks
 from melora_bench.records import RunRecord
 
 
@@ -12,7 +12,7 @@ def markdown(table: dict, rows: list[dict], cells: dict, obstacles: set[str]) ->
     for backbone in dict.fromkeys(row["backbone"] for row in rows):
         mine = [row for row in rows if row["backbone"] == backbone]
         seen = seen_tasks(cells, backbone)
-        for estimate, title in ESTIMATES.items():
+        for estimate, title in estimates(table).items():
             if estimate == "best" or cells:
                 lines += [f"## {backbone}: {title}", "", *_block(table, mine, seen, estimate), ""]
         verdicts = [f"{row['row']}, {row['task']}: {row['verdict']}" for row in mine

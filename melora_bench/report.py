@@ -6,9 +6,8 @@ import re
 from pathlib import Path
 
 from melora_bench import audit, records
-from melora_bench.estimates import ESTIMATES
 from melora_bench.files import write_text
-from melora_bench.layout import block, seen_note, seen_tasks
+from melora_bench.layout import block, estimates, seen_note, seen_tasks
 from melora_bench.markdown import footer
 from melora_bench.records import ROOT, RunRecord
 from melora_bench.tables import Assembled, assemble, with_numbers
@@ -44,7 +43,7 @@ def _section(name: str, it: Assembled) -> str:
     lines = [f'<h2 id="{name}">{html.escape(it.table["title"])}</h2>']
     for backbone in sorted({backbone for backbone, _, _ in it.cells}):
         rows, seen = [row for row in it.rows if row["backbone"] == backbone], seen_tasks(it.cells, backbone)
-        for estimate, title in ESTIMATES.items():
+        for estimate, title in estimates(it.table).items():
             lines += [f"<h3>{html.escape(f'{backbone}: {title}')}</h3>", _table(it.table, rows, seen, estimate)]
         lines += [f"<p>{html.escape(seen_note(backbone))}</p>"] if seen else []
         verdicts = [f"{row['row']}, {row['task']}: {row['verdict']}" for row in rows if row["verdict"]]

@@ -17,6 +17,7 @@ from melora_bench.markdown import markdown
 from melora_bench.records import ROOT, RunRecord
 
 WHICH = {"single": "", "best": ", best {over}", "mean": ", mean over {over}"}
+BACKBONE = "roberta_base"  # the papers', where a table names no other
 Cells = dict[tuple[str, int, str], Runs]  # (backbone, row number, task)
 
 
@@ -114,7 +115,7 @@ def rows_of(table: dict, cells: Cells, obstacles: dict[str, str]) -> list[dict]:
     the CSV leaves these four out. obstacles: by run_id, what keeps a record from a verdict.
     """
     paper, lines = printed(table), []
-    for backbone in sorted({backbone for backbone, _, _ in cells}) or ["roberta_base"]:
+    for backbone in sorted({backbone for backbone, _, _ in cells}) or [table.get("backbone", BACKBONE)]:
         lora: list[dict[str, Score]] = []  # the tasks of the row `reference`
         for number, row in enumerate(table["rows"]):
             for which in ("best", "mean") if row.get("over") else ("single",):
@@ -161,11 +162,13 @@ def obstacle(record: RunRecord, table: dict) -> str:
     """Why a record cannot be held against the paper: another backbone, or settings other than the paper's; else empty."""
     if not table["paper"]:
         return ""
-    expected = _settings(table["paper"], record.choices["task"], record.choices["method"])
+    task, paper_backbone = table.get("trained_on", record.choices["task"]), table.get("backbone", BACKBONE)
+    expected = _settings(table["paper"], task, record.choices["method"]) if record.choices["recipe"] else {}
+    expected |= {"task.limit": None}
     points = {key for row in table["rows"] for key in row["points"]}
     other = [f"{key} {value} instead of {wanted}" for key, wanted in expected.items()
              if key not in points and (value := lookup(record, key)) != wanted]  # fmt: skip
-    backbone = [] if record.choices["backbone"] == "roberta_base" else [f"backbone {record.choices['backbone']}"]
+    backbone = [] if record.choices["backbone"] == paper_backbone else [f"backbone {record.choices['backbone']}"]
     for split, part in record.data.items():
         if part is None or part.get("file", split) != split:
             other.append(f"{split} {'missing' if part is None else 'from ' + part['file']}")

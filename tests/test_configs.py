@@ -74,7 +74,11 @@ def test_every_point_of_a_table_composes_to_a_run_of_its_own(table):
 
 @pytest.mark.parametrize(
     ("table", "paper"),
-    [(table, paper) for table in options("table") if (paper := load_grid(table)["table"]["paper"])],
+    [
+        (name, table["paper"])
+        for name in options("table")
+        if (table := load_grid(name)["table"])["paper"] and "trained_on" not in table
+    ],
 )
 def test_a_papers_table_runs_its_own_recipe_on_its_own_backbone(table, paper):
     for _, point in grid(table):
@@ -87,6 +91,23 @@ def test_a_papers_table_runs_its_own_recipe_on_its_own_backbone(table, paper):
         assert (method["alpha"], method["lora_dropout"], method["target_modules"]) == (16, dropout, ["query", "value"])
         assert point.config["task"]["metric"] == METRICS.get(task, "accuracy")
     assert grid(table)[0][1].config["seeds"] == {"melora": [0, 1, 2, 3, 4], "mplora": [0, 1, 2]}[paper]
+
+
+@pytest.mark.parametrize("table", ["melora_table3", "melora_table5"])
+def test_instruction_tuning_runs_the_papers_recipe(table):
+    """PROTOCOLS: 3e-4, 100 warm-up steps, batch 128, 3 epochs, evaluated every 200 steps, cut at 256, W_q and W_v."""
+    keys = ("warmup_steps", "batch_size", "epochs", "eval_steps", "max_length", "weight_decay", "max_steps")
+    for _, point in grid(table):
+        config = point.config
+        assert point.choices["recipe"] == "melora/alpaca" and point.choices["task"] == "alpaca"
+        assert [config[key] for key in keys] == [100, 128, 3, 200, 256, 0.0, None]
+        assert config["task"]["loss_on_prompt"] is True and config["task"]["split_seed"] == 42
+        if point.choices["method"] != "full":
+            assert config["lr"] == 3e-4
+            assert (config["method"]["alpha"], config["method"]["lora_dropout"]) == (16, 0.05)
+            assert config["method"]["target_modules"] == ["q_proj", "v_proj"]
+    backbones = {point.choices["backbone"] for _, point in grid(table)}
+    assert backbones == {"llama2_7b", *({"llama2_7b_nf4"} if table == "melora_table3" else set())}
 
 
 def test_the_mnli_start_is_a_grid():
@@ -113,6 +134,11 @@ def test_recipes_hold_the_papers_numbers_and_nothing_else(paper):
             if task in START_STEPS:
                 own["per_method"] = {"delta_lora": {"start_step": START_STEPS[task]}}
             expected[task] = own | PAPERS[paper] | {"warmup_ratio": 0.06, "max_grad_norm": 1.0}
+    if paper == "melora":
+        expected["alpaca"] = {
+            "lr": 3e-4, "head_lr_scale": 1.0, "weight_decay": 0.0, "warmup_steps": 100, "max_grad_norm": 1.0, "epochs": 3,
+            "eval_steps": 200, "batch_size": 128, "max_length": 256,
+        }  # fmt: skip
     folder = CONFIGS / "recipe" / paper
     found = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in folder.glob("*.yaml")}
     assert found == expected
