@@ -89,6 +89,6 @@ bench: $(DONE)  ## rows per second: the floor, PEFT + Trainer, and ours, in one 
 
 lock: $(DONE)  ## write requirements.lock anew from the newest versions that pyproject.toml allows
 	$(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/pip install --quiet '.[dev,instruct,launchers,ray,track]'
+	.venv-lock/bin/pip install --quiet '.[dev,instruct,launchers,qlora,ray,track]'
 	.venv-lock/bin/pip freeze --exclude melora_bench | sed 's/+cpu$$//' > requirements.lock
 	rm -r .venv-lock

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,7 +137,8 @@ class CausalLM(Backbone):
             raise ValueError(f"backbone.dtype={self.dtype!r} is unknown: use {', '.join(DTYPES)}")
         options = {} if self.dropout is None else {"attention_dropout": self.dropout}
         if self.quantization:
-            options |= {"quantization_config": self._nf4(), "device_map": {"": torch.cuda.current_device()}}
+            device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+            options |= {"quantization_config": self._nf4(), "device_map": {"": device}}
         model, absent = self.load(dtype=DTYPES[self.dtype], **options)
         self.refuse(absent)
         if self.gradient_checkpointing:
@@ -146,8 +148,10 @@ class CausalLM(Backbone):
     def _nf4(self):
         if self.quantization != "nf4":
             raise ValueError(f"backbone.quantization={self.quantization!r} is unknown: use nf4 or null")
-        if not torch.cuda.is_available():
-            raise ValueError("backbone.quantization=nf4 needs a CUDA device: use backbone=llama2_7b on this one")
+        if not importlib.util.find_spec("bitsandbytes"):
+            raise ValueError(
+                "backbone.quantization=nf4 needs bitsandbytes: pip install -c requirements.lock -e '.[qlora]'"
+            )
         from transformers import BitsAndBytesConfig
 
         return BitsAndBytesConfig(

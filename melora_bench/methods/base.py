@@ -84,8 +84,12 @@ class AdapterLayer(nn.Module):
         return out + self.update(x.reshape(self.replicas, -1, x.shape[-1])).view(out.shape).to(out.dtype)
 
     def merged(self, replica: int) -> nn.Linear:
-        """The plain linear layer of one replica, its update added to the frozen weight."""
+        """The plain linear layer of one replica, its update added to the frozen weight. Raises ValueError if that is packed."""
         delta = self.delta_weight()[replica]
+        if self.base.weight.shape != delta.shape:
+            raise ValueError(
+                "quantised weights cannot take a merged update: keep the adapter, or use the unquantised model"
+            )
         return _linear(self.base.weight.float() + delta, self.base.bias)
 
 
