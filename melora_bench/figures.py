@@ -1,5 +1,6 @@
 """Figures from records: sweeps over a setting, training curves, score against parameters, differences to LoRA."""
 
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,8 +119,8 @@ def forest(differences: list[tuple[str, float, float, float, str]], title: str) 
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(differences)), [f"{label} ({tasks})" for label, *_, tasks in differences])
     axes.invert_yaxis()
-    axes.set_xlabel("difference in points at the same seeds, epoch and n chosen on the other half; bootstrap 95 %")
-    figure.suptitle(title, fontsize=9)
+    axes.set_xlabel("difference in points at the same seeds (bootstrap 95 %),\nepoch and n chosen on the other half")
+    _title(figure, title)
     return figure
 
 
@@ -171,11 +172,15 @@ def _tasks(table: dict, cells: dict) -> list[str]:
 def _panels(tasks: list[str], title: str) -> tuple[Figure, dict[str, Axes]]:
     """A row of panels, one per task."""
     figure = Figure(figsize=(max(5.0, 2.6 * len(tasks)), 3.4), layout="constrained")
-    figure.suptitle(title, fontsize=9)
+    _title(figure, title)
     axes = figure.subplots(1, len(tasks), squeeze=False)[0]
     for each, task in zip(axes, tasks, strict=True):
         each.set_title(task)
     return figure, dict(zip(tasks, axes, strict=True))
+
+
+def _title(figure: Figure, text: str) -> None:
+    figure.suptitle(textwrap.fill(text, int(13 * figure.get_figwidth())), fontsize=9)
 
 
 def _look(number: int) -> dict:
