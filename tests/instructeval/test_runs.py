@@ -1,0 +1,138 @@
+"""From a trained run to its score: the record, what lies beside it, and the table that shows both models."""
+
+import gzip
+import json
+import random
+
+import pandas as pd
+import pytest
+from conftest import run_point
+from hydra import compose, initialize_config_dir
+from instruct_fakes import SMALL, byte_tokenizer, tiny_llama, write_original
+from omegaconf import OmegaConf
+
+from melora_bench import records
+from melora_bench.instructeval.run import score
+from melora_bench.run import RunError
+from melora_bench.tables import regenerate
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_llama().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path, model):
+    """Overrides for training and for scoring on made-up files under tmp_path."""
+    write_original(tmp_path / "instruct")
+    source = random.Random(0)
+    rows = [{"instruction": f"Add {a} and {b}.", "input": "", "output": str(a + b)}
+            for a, b in ((source.randint(0, 9), source.randint(0, 9)) for _ in range(40))]  # fmt: skip
+    (tmp_path / "alpaca.json").write_text(json.dumps(rows))
+    shared = ["backbone=smollm2", f"backbone.path={model}", "data=local", f"results_dir={tmp_path}/results",
+              f"output_dir={tmp_path}/outputs"]  # fmt: skip
+    train = [*shared, "task=alpaca", f"data.root={tmp_path}/alpaca.json", "table=instruct_quickstart", "max_steps=2",
+             "hydra.mode=RUN"]  # fmt: skip
+    return train, [*shared, f"data.root={tmp_path}/instruct"]
+
+
+def scored(name: str, overrides: list[str]):
+    """What scripts/instructeval.py does with this command line."""
+    sized = [f"task={name}", *(f"task.{key}={value}" for key, value in SMALL[name].items())]
+    with initialize_config_dir(str(records.ROOT / "configs"), version_base="1.3"):
+        cfg = compose("instructeval", [*sized, *overrides], return_hydra_config=True)
+    plain = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    return score(plain, dict(cfg.hydra.runtime.choices))
+
+
+def stored(path, name: str) -> list[dict]:
+    rows = []
+    for file in sorted((path.with_suffix("") / name).glob("*.jsonl.gz")):
+        with gzip.open(file, "rt") as lines:
+            rows += [json.loads(line) for line in lines][1:]
+    return rows
+
+
+def test_a_tuned_and_an_untuned_model_are_scored_recorded_and_tabulated(place, tmp_path):
+    train, scoring = place
+    [trained] = run_point([*train, "method=melora", "method.r=1", "method.n=8", "method.lora_dropout=0"])
+    for name in ("mmlu", "bbh"):
+        [tuned] = scored(name, [*scoring, "run=instruct_quickstart"])
+        [plain] = scored(name, [*scoring, "experiment=instruct_quickstart"])
+        rows = stored(tuned, name)
+        record, source = records.load(tuned), records.load(trained)
+        assert record.epochs[0]["report"]["questions"] == len(rows) == (4 if name == "mmlu" else 3)
+        if name == "mmlu":
+            assert record.epochs[0]["metrics"]["score"] == sum(row["score"] for row in rows) / len(rows)
+        assert record.init_from["run_id"] == source.run_id and record.params["adapter"] == source.params["adapter"]
+        assert record.choices["method"] == "melora" and records.load(plain).choices["method"] == "head"
+        assert record.config["task"]["limit"] is None and record.config["lr"] == source.config["lr"]
+        assert record.run_id == str(tuned.relative_to(tmp_path / "results" / "runs").with_suffix(""))
+    csv, markdown, _ = regenerate("instruct_quickstart", str(tmp_path / "results"))
+    table = pd.read_csv(csv).set_index(["row", "task"])
+    assert (
+        table.loc[("without tuning", "mmlu"), "best_mean"]
+        == 100
+        * records.load(next((tmp_path / "results/runs/instruct_quickstart/mmlu").glob("head-*.json"))).epochs[0][
+            "metrics"
+        ]["score"]
+    )
+    assert table.loc[("MELoRA r=1 n=8", "bbh"), "seeds"] == 1
+    assert "last epoch" not in markdown.read_text()
+
+
+def test_what_is_recorded_is_not_scored_again_and_a_slice_is_another_record(place, monkeypatch):
+    _, scoring = place
+    [whole] = scored("mmlu", scoring)
+    before = whole.read_bytes()
+    [part] = scored("mmlu", [*scoring, "limit=2"])
+    assert part != whole and records.load(part).epochs[0]["report"]["questions"] == 2
+    monkeypatch.setattr("melora_bench.instructeval.run.evaluate", None)  # would raise if it were called
+    assert scored("mmlu", scoring) == [whole] and whole.read_bytes() == before
+
+
+def test_programs_of_a_model_run_with_permission_only(place, tmp_path):
+    _, scoring = place
+    with pytest.raises(ValueError, match="allow_code_execution=true"):
+        scored("humaneval", scoring)
+    assert not (tmp_path / "results").exists()
+
+
+def test_prompts_need_no_weights(place, tmp_path, caplog):
+    _, scoring = place
+    caplog.set_level("INFO")
+    assert (
+        scored("bbh", [*scoring, "limit=2", f"prompts={tmp_path}/p.jsonl", f"backbone.path={tmp_path}/nowhere"]) == []
+    )
+    lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert [line["tokens"] for line in lines] == [None, None] and "no shot is dropped" in caplog.text
+    assert [line["subject"] for line in lines] == ["answers", "negation"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("run=nothing", r"nothing.* does not exist: run= takes a record"),
+        ("precision=fp8", r"precision='fp8' is unknown"),
+        ("protocol=mine", r"protocol='mine' is unknown"),
+        ("data=embedded", r"the benchmarks are not embedded: use data=hub, or data=local"),
+        ("data.root=/nowhere", r"data.root=/nowhere is no folder"),
+        ("limit=0", r"limit=0 leaves no question"),
+    ],
+)
+def test_bad_input_is_one_line(place, tmp_path, override, message):
+    _, scoring = place
+    kept = [item for item in scoring if not (override == "data=embedded" and item.startswith("data"))]
+    with pytest.raises(ValueError, match=message) as error:
+        scored("mmlu", [*kept, override])
+    assert "\n" not in str(error.value) and not (tmp_path / "results").exists()
+
+
+def test_a_benchmark_trains_nothing(place):
+    train, _ = place
+    with pytest.raises(RunError, match=r"task=mmlu scores a model and trains none: scripts/instructeval.py task=mmlu"):
+        run_point([item for item in train if not item.startswith("task=")] + ["task=mmlu", "method=lora"])
