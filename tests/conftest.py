@@ -1,18 +1,22 @@
-"""Shared fixtures: a tiny random RoBERTa and tiny data, so that the real code paths run in seconds without a network."""
+"""Shared fixtures: a tiny random RoBERTa, a tiny random LLaMA and tiny data, so that the real code paths run in seconds
+without a network."""
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may wait for a hub
 
 import csv
+import json
 import random
+import re
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 import transformers
 from hydra import compose, initialize_config_dir
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from melora_bench.points import compose_run
 from melora_bench.records import ROOT
@@ -93,6 +97,61 @@ def tiny_overrides(tiny_roberta, tiny_data, tmp_path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory) -> Path:
+    """A checkpoint folder: 2 layers, hidden 32, random weights, byte-level tokens of the templates and WORDS, <s> first."""
+    folder = tmp_path_factory.mktemp("tiny_llama")
+    task = composed(["task=alpaca"]).task
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<s>", "<pad>", "</s>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([task.template, task.template_without_input, " ".join(WORDS)] * 2, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", pad_token="<pad>", eos_token="</s>",
+        model_input_names=["input_ids", "attention_mask"],
+    ).save_pretrained(folder)  # fmt: skip
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=64, max_position_embeddings=256, bos_token_id=0, pad_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_alpaca(tmp_path_factory) -> Path:
+    """A .json of 60 rows, a third of them with an empty input: 54 to train on, 6 to validate."""
+    source, rows = random.Random(0), []
+    for number in range(60):
+        words = [source.choice(WORDS) for _ in range(source.randint(1, 12))]
+        if number % 3:
+            row = {"instruction": "Say it again.", "input": " ".join(words), "output": " ".join(words)}
+        else:
+            row = {"instruction": f"Say {words[0]}.", "input": "", "output": f"{words[0]} " * source.randint(1, 9)}
+        rows.append(row)
+    path = tmp_path_factory.mktemp("tiny_alpaca") / "rows.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+@pytest.fixture
+def alpaca_overrides(tiny_llama, tiny_alpaca, tmp_path) -> list[str]:
+    """As tiny_overrides, of the tiny LLaMA on the tiny instructions: 54 rows are 4 steps of an epoch."""
+    return [
+        "task=alpaca", "backbone=smollm2", f"backbone.path={tiny_llama}", "backbone.name=tiny", "data=local",
+        f"data.root={tiny_alpaca}", "epochs=2", "batch_size=16", f"results_dir={tmp_path}/results",
+        f"output_dir={tmp_path}/outputs",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     """The root of real benchmark files; tests that need it are skipped, saying so, where it is not set."""
     root = os.environ.get("MELORA_BENCH_DATA")
@@ -112,3 +171,40 @@ def run_point(overrides: list[str]) -> list[Path]:
     from melora_bench.run import run
 
     return run(*compose_run(overrides))
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def refused(tiny_overrides, tmp_path, monkeypatch):
+    """refused(pattern, *overrides): that run fails with one line that `pattern` finds, and leaves error.txt at most.
+
+    Returns the line. `drop` are beginnings of the tiny run's overrides to leave out.
+    """
+    from melora_bench.run import RunError
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+
+    def check(pattern: str, *overrides: str, drop: tuple[str, ...] = ()) -> str:
+        before = files(tmp_path)
+        kept = [item for item in tiny_overrides if not item.startswith(drop or "nothing")]
+        with pytest.raises(RunError) as caught:
+            run_point([*kept, *overrides])
+        line = str(caught.value)
+        assert re.search(pattern, line), line
+        assert "\n" not in line
+        assert len(line) < 600
+        assert "Error:" not in line  # an exception's name means that nobody foresaw this
+        stray = files(tmp_path) - before
+        for path in stray:
+            assert re.fullmatch(r"outputs/runs/adhoc/\w+/\w+-[0-9a-f]{10}(-s\d+/error\.txt|\.lock)", path), path
+            if path.endswith(".lock"):
+                continue
+            assert f"error: {(tmp_path / path).read_text().splitlines()[0]}" == line
+        assert not (tmp_path / "results").exists()
+        return line
+
+    return check

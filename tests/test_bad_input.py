@@ -7,54 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import safetensors.torch
 import torch
-from conftest import composed, run_point, write_csv
+from conftest import composed, files, write_csv
 from test_data import write
 
 from melora_bench.backbones import Encoder
 from melora_bench.points import Point
 from melora_bench.records import ROOT
-from melora_bench.run import RunError
 
 PAIR = ("sentence1", "sentence2", "label")
-
-
-def files(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.fixture
-def refused(tiny_overrides, tmp_path, monkeypatch):
-    """refused(pattern, *overrides): that run fails with one line that `pattern` finds, and leaves error.txt at most.
-
-    Returns the line. `drop` are beginnings of the tiny run's overrides to leave out.
-    """
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.chdir(tmp_path)
-
-    def check(pattern: str, *overrides: str, drop: tuple[str, ...] = ()) -> str:
-        before = files(tmp_path)
-        kept = [item for item in tiny_overrides if not item.startswith(drop or "nothing")]
-        with pytest.raises(RunError) as caught:
-            run_point([*kept, *overrides])
-        line = str(caught.value)
-        assert re.search(pattern, line), line
-        assert "\n" not in line
-        assert len(line) < 600
-        assert "Error:" not in line  # an exception's name means that nobody foresaw this
-        stray = files(tmp_path) - before
-        for path in stray:
-            assert re.fullmatch(r"outputs/runs/adhoc/\w+/\w+-[0-9a-f]{10}(-s\d+/error\.txt|\.lock)", path), path
-            if path.endswith(".lock"):
-                continue
-            assert f"error: {(tmp_path / path).read_text().splitlines()[0]}" == line
-        assert not (tmp_path / "results").exists()
-        return line
-
-    return check
 
 
 # ---- values
