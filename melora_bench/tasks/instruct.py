@@ -102,7 +102,7 @@ class InstructTask:
         if half is not None:
             values = values[halves(np.zeros(len(values))) == half]
         total, count = values.astype(np.float64).sum(0)
-        return {"loss": round(total / max(count, 1), 6)}
+        return {"loss": round(float(total / max(count, 1)), 6)}  # a checkpoint holds no numpy numbers
 
     def _tokenise(self, tokenizer, rows: list[dict], max_length: int) -> Split:
         prompts = [self.prompt(row) for row in rows]
