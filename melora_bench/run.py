@@ -282,15 +282,15 @@ class PackedRun:
                 continue
             history = self.trainer.history[k]
             seconds = sum(entry["train_seconds"] for entry in history)
-            split = self.task.train
+            split, epochs = self.task.train, history[-1]["epoch"]
             record = records.RunRecord(
                 run_id=self.point.run_id(seed),
                 seed=seed,
                 packed_with=[other for other in self.seeds if other != seed],
                 init_from=self.starts[k],
                 epochs=history,
-                rows_per_second=round(len(history) * len(split.labels) / seconds, 2),
-                tokens_per_second=round(len(history) * len(split.ids) / seconds, 1),
+                rows_per_second=round(epochs * len(split.labels) / seconds, 2),
+                tokens_per_second=round(epochs * len(split.ids) / seconds, 1),
                 **shared,
             )
             paths.append(record.save(self.config["results_dir"]))
