@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import nn
 
 from melora_bench.methods.base import Method, freeze
@@ -30,6 +31,9 @@ class FullFineTuning(Method):
         for name, value in model.named_parameters():
             below = [part for part in self.target_modules or [""] if not part or f".{part}." in f".{name}"]
             if below and not name.startswith(f"{head}."):
+                if value.dtype != torch.float32:
+                    raise ValueError("full fine-tuning trains the weights themselves, which needs backbone.dtype=float32 "
+                                     f"and no quantization: {name} is {value.dtype}")  # fmt: skip
                 value.requires_grad_(True)
             found.update(below)
         missing = [part for part in self.target_modules or [] if part not in found]

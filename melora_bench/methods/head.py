@@ -16,4 +16,6 @@ class HeadOnly(Method):
     """
 
     def attach(self, model: nn.Module, head: str, seeds: list[int], total_steps: int) -> None:
+        if not head:
+            raise ValueError("method=head has nothing to train on a language model, which has no new head")
         freeze(model, head, seeds)
