@@ -1,0 +1,207 @@
+"""Instruction tuning runs: a causal language model trains, resumes, packs, keeps its best, and fits a device or says not."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import run_point
+from safetensors.torch import load_file
+from test_training import NO_DROPOUT, TRAIN, Interrupted, adapters, curves, equal
+from transformers import LlamaForCausalLM
+
+from melora_bench import checkpoints, records
+from melora_bench.files import sha256_file
+from melora_bench.methods.lora import LoRALayer
+from melora_bench.plan import plan
+from melora_bench.run import RunError
+from melora_bench.tasks.instruct import InstructTask
+from melora_bench.training import Trainer
+
+TIGHT = ["method=adalora", "method.delta_t=1"]  # pruned after every step
+
+
+def losses(path) -> list[float]:
+    return [entry["metrics"]["loss"] for entry in records.load(path).epochs]
+
+
+def test_the_validation_loss_falls_and_the_record_says_of_what(alpaca_overrides, tiny_alpaca, tmp_path):
+    """q_proj is 32 x 32, v_proj 16 x 32, in two layers: r = 8 makes 2 * 8 * (64 + 48) parameters, and no head."""
+    [path] = run_point([*alpaca_overrides, "epochs=6", "lr=0.05"])
+    record = records.load(path)
+    found = losses(path)
+    assert found == sorted(found, reverse=True) and found[0] > 5.9 and found[-1] < found[0] - 0.05
+    assert record.metric == "loss" and set(record.epochs[0]["metrics"]) == {"loss"}
+    assert [list(half) for half in record.epochs[0]["halves"]] == [["loss"], ["loss"]]
+    assert record.params == {"total": 1792, "adapter": 1792, "head": 0}
+    assert record.choices == {"method": "lora", "task": "alpaca", "backbone": "smollm2", "data": "local",
+                              "recipe": "quick"}  # fmt: skip
+    shared = {"sha256": [sha256_file(tiny_alpaca)], "of": 60, "file": "rows.json"}
+    assert record.data == {"train": {"rows": 54, **shared}, "validation": {"rows": 6, **shared}}
+    assert record.run_id.startswith("adhoc/alpaca/lora-") and record.epochs[-1]["step"] == 24
+    [file] = (tmp_path / "outputs").rglob("last.safetensors")
+    assert len(load_file(file)) == 8
+
+
+def test_the_best_is_the_lowest_loss(alpaca_overrides, monkeypatch, tmp_path):
+    """The first of two equal ones."""
+    scores = iter([3.0, 1.0, 2.0, 1.0])
+
+    def score(self, outputs, half=None):
+        return {"loss": next(scores) if half is None else 9.0}
+
+    monkeypatch.setattr(InstructTask, "score", score)
+    [path] = run_point([*alpaca_overrides, "epochs=4"])
+    assert losses(path) == [3.0, 1.0, 2.0, 1.0] and records.best_epoch(records.load(path))["epoch"] == 2
+    for kind, epoch in (("best", 2), ("last", 4)):
+        [file] = (tmp_path / "outputs").rglob(f"{kind}.safetensors")
+        assert checkpoints.about(file)["epoch"] == epoch
+
+
+@pytest.mark.parametrize("method", [["method=melora"], TIGHT], ids=["melora", "adalora"])
+def test_resumed_in_the_middle_of_an_epoch_equals_unbroken(method, alpaca_overrides, tmp_path, monkeypatch):
+    """Dropout on, 4 steps an epoch, evaluated every 3: dies in step 5 and goes on from step 3, in the first epoch."""
+    command = [*alpaca_overrides, *method, "seeds=[0,1]", "eval_steps=3", "epochs=3", "lr=0.02", "warmup_steps=2"]
+    unbroken = run_point([*command, f"results_dir={tmp_path}/whole", f"output_dir={tmp_path}/whole"])
+    real = Trainer.train_round
+
+    def dies(self, on_step):
+        real(self, lambda step, losses: (_ for _ in ()).throw(Interrupted()) if step == 5 else on_step(step, losses))
+
+    monkeypatch.setattr(Trainer, "train_round", dies)
+    with pytest.raises(RunError, match="Interrupted"):
+        run_point(command)
+    monkeypatch.setattr(Trainer, "train_round", real)
+    resumed = run_point(command)
+    assert records.load(resumed[0]).resumed_at == [0.75]
+    assert [entry["step"] for entry in records.load(resumed[0]).epochs] == [3, 6, 9, 12]
+    assert [curves(path) for path in resumed] == [curves(path) for path in unbroken]
+    for kind in ("last", "best"):
+        whole, again = adapters(tmp_path / "whole", kind), adapters(tmp_path / "outputs", kind)
+        assert all(equal(whole[seed], again[seed]) for seed in (0, 1))
+
+
+@pytest.mark.parametrize("method", [["method=lora"], ["method=melora"], TIGHT], ids=["lora", "melora", "adalora"])
+def test_two_seeds_side_by_side_equal_each_alone(method, alpaca_overrides, tmp_path):
+    """Rows of other lengths beside a replica's own change its padding and its losses' weights, not its numbers."""
+    command = [*alpaca_overrides, *NO_DROPOUT, *method, "epochs=4", "lr=0.02"]
+    packed = run_point([*command, "seeds=[0,1]"])
+    together = adapters(tmp_path / "outputs")
+    for seed, path in enumerate(packed):
+        places = [f"results_dir={tmp_path}/alone", f"output_dir={tmp_path}/alone"]
+        [alone] = run_point([*command, f"seeds=[{seed}]", *places])
+        for ours, theirs in zip(curves(path), curves(alone), strict=True):
+            assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=2e-6)
+            assert ours["metrics"]["loss"] == pytest.approx(theirs["metrics"]["loss"], abs=2e-6)
+        separate = adapters(tmp_path / "alone")[seed]
+        assert all(torch.allclose(together[seed][key], separate[key], atol=2e-5) for key in separate)
+    key = min(key for key in together[0] if not key.endswith("E"))
+    assert not torch.allclose(together[0][key], together[1][key], atol=1e-3)
+
+
+def test_gradient_checkpointing_computes_again_and_changes_nothing(alpaca_overrides, tmp_path, monkeypatch):
+    """Dropout on: the second computation draws what the first drew. 4 layers, 8 steps and 2 evaluations of one batch."""
+    calls, real = [], LoRALayer.update
+    monkeypatch.setattr(LoRALayer, "update", lambda self, x: calls.append(self.training) or real(self, x))
+    [kept] = run_point(alpaca_overrides)
+    assert (sum(calls), len(calls)) == (4 * 8, 4 * (8 + 2))
+    calls.clear()
+    places = [f"results_dir={tmp_path}/again", f"output_dir={tmp_path}/again"]
+    [again] = run_point([*alpaca_overrides, *places, "backbone.gradient_checkpointing=true"])
+    assert (sum(calls), len(calls)) == (2 * 4 * 8, 4 * (2 * 8 + 2))
+    assert curves(kept) == curves(again)
+    assert equal(adapters(tmp_path / "outputs")[0], adapters(tmp_path / "again")[0])
+
+
+def test_out_of_memory_is_one_line_and_keeps_the_checkpoint(alpaca_overrides, tmp_path, monkeypatch):
+    """In the second epoch; with memory again the run goes on after the first."""
+    command, real = [*alpaca_overrides, "seeds=[0,1]"], InstructTask.loss
+    steps = iter(range(100))
+
+    def loss(self, model, batch, replicas):
+        if next(steps) == 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return real(self, model, batch, replicas)
+
+    monkeypatch.setattr(InstructTask, "loss", loss)
+    line = (
+        "error: the device is out of memory at batch_size=16 x 2 seeds: raise accumulation or give fewer seeds at a time; "
+        "the checkpoint of the last evaluation is kept"
+    )
+    with pytest.raises(RunError) as caught:
+        run_point(command)
+    assert str(caught.value) == line
+    assert len(list((tmp_path / "outputs").rglob("checkpoint.pt"))) == 1
+    notes = list((tmp_path / "outputs").rglob("error.txt"))
+    assert [f"error: {note.read_text().splitlines()[0]}" for note in notes] == [line] * 2
+    monkeypatch.setattr(InstructTask, "loss", real)
+    assert [records.load(path).resumed_at for path in run_point(command)] == [[1], [1]]
+    assert not list((tmp_path / "outputs").rglob("checkpoint.pt")) + list((tmp_path / "outputs").rglob("error.txt"))
+
+
+def test_full_fine_tuning_trains_every_tensor(alpaca_overrides, tiny_llama, tmp_path):
+    [path] = run_point([*alpaca_overrides, "method=full", "lr=0.01"])
+    record, before = records.load(path), LlamaForCausalLM.from_pretrained(tiny_llama)
+    [file] = (tmp_path / "outputs").rglob("last.safetensors")
+    after = load_file(file)
+    assert after.keys() == dict(before.named_parameters()).keys()
+    assert all(not torch.equal(after[name], value) for name, value in before.named_parameters())
+    assert record.params["total"] == before.num_parameters() and losses(path)[-1] < 5
+
+
+def test_bf16_weights_train_under_bf16(alpaca_overrides):
+    """And end near the float32 run."""
+    [full] = run_point([*alpaca_overrides, "lr=0.05"])
+    [half] = run_point([*alpaca_overrides, "lr=0.05", "precision=bf16", "backbone.dtype=bfloat16"])
+    assert losses(half)[-1] < losses(half)[0] - 0.01
+    assert losses(half)[-1] == pytest.approx(losses(full)[-1], abs=5e-3) and losses(half) != losses(full)
+
+
+def test_rows_per_second_count_rows_not_evaluations(alpaca_overrides):
+    """Seven steps of four an epoch, evaluated after each, are 1.75 epochs of 54 rows."""
+    [path] = run_point([*alpaca_overrides, "eval_steps=1", "max_steps=7"])
+    record = records.load(path)
+    seconds = sum(entry["train_seconds"] for entry in record.epochs)
+    assert len(record.epochs) == 7
+    assert record.rows_per_second * seconds == pytest.approx(1.75 * 54, rel=1e-3)
+
+
+def test_the_plan_counts_what_a_run_by_steps_does(alpaca_overrides, monkeypatch):
+    """Six steps are one and a half epochs of four; evaluated after four of them and at the end."""
+    grid = {"table": {"tasks": ["alpaca"], "rows": [{"points": {"method": "lora"}}]}}
+    monkeypatch.setattr("melora_bench.plan.load_grid", lambda name: grid)
+    kept = [item for item in alpaca_overrides if not item.startswith("task=")]
+    limits = ["max_train_rows=null", "max_eval_rows=null", "seeds=[0,1]", "max_steps=6", "eval_steps=4"]
+    [cost] = plan("audit", [*kept, *limits])
+    assert (cost.steps, cost.missing, cost.problem) == (6, [0, 1], "") and cost.hours > 0
+    found = [records.load(path) for path in run_point(["table=audit", *cost.job])]
+    assert [[entry["step"] for entry in record.epochs] for record in found] == [[4, 6]] * 2
+    seconds = [sum(entry["train_seconds"] for entry in record.epochs) for record in found]
+    trained = [record.tokens_per_second * second for record, second in zip(found, seconds, strict=True)]
+    assert cost.tokens == pytest.approx(sum(trained), rel=1e-3)
+    [epochs, steps] = [plan("audit", [*kept, *limits[:2], "seeds=[2]", *more])[0] for more in ([], limits[3:])]
+    assert (epochs.steps, steps.steps) == (8, 6) and epochs.tokens == pytest.approx(2 / 1.5 * steps.tokens, abs=1)
+    assert epochs.evaluated == steps.evaluated == cost.evaluated / 2  # two evaluations each
+
+
+def test_two_processes_equal_one(alpaca_overrides, tmp_path):
+    """torchrun with two processes, two seeds, a short last step: the losses of one process."""
+    command = [*alpaca_overrides, *NO_DROPOUT, "method=melora", "seeds=[0,1]", "batch_size=20", "lr=0.02"]
+    one = run_point(command)
+    places = [f"results_dir={tmp_path}/two", f"output_dir={tmp_path}/two"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*torchrun, TRAIN[1], *command, *places],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    two = sorted((tmp_path / "two" / "runs").rglob("*.json"))
+    assert len(two) == 2 and json.loads(two[0].read_text())["env"]["processes"] == 2
+    for ours, theirs in zip(one, two, strict=True):
+        for a, b in zip(curves(ours), curves(theirs), strict=True):
+            assert a["train_loss"] == pytest.approx(b["train_loss"], abs=2e-6)
+            assert a["metrics"]["loss"] == pytest.approx(b["metrics"]["loss"], abs=2e-6)
