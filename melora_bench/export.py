@@ -58,7 +58,9 @@ def load(path: Path, backbone_path: str | None = None) -> Trained:
         raise ValueError(f"{path} does not say which run it is of: it was not written by scripts/train.py")
     parts = {group: {**about["config"][group], "_target_": _target(group, about["choices"][group])}
              for group in ("method", "task", "backbone")}  # fmt: skip
-    backbone = build({**parts["backbone"], "path": backbone_path}, "backbone")
+    # Trained tensors are float32; the frozen rest may have been kept in less, or in 4 bits, while it trained.
+    plain = {key: value for key, value in (("dtype", "float32"), ("quantization", None)) if key in parts["backbone"]}
+    backbone = build({**parts["backbone"], **plain, "path": backbone_path}, "backbone")
     if backbone.origin()["sha256"] != about["model"]["sha256"]:
         raise ValueError(
             f"{path} was trained on other weights than {backbone.folder[0]} holds: name theirs with backbone.path=DIR"
