@@ -40,6 +40,10 @@ class Backbone:
     dropout: float | None  # of the backbone in training; None: as the model's own config has it
     seen: list[str]  # tasks whose texts the pre-training saw: tables mark these rows
 
+    def suit(self, num_labels: int) -> None:
+        """Raises ValueError for a task, with labels or without (0), that this kind of model cannot learn."""
+        raise NotImplementedError
+
     @functools.cached_property  # the hub is asked once, and every part comes from one commit
     def folder(self) -> tuple[Path, str | None]:
         """The checkpoint's folder and the hub's commit. Raises ValueError when it cannot be had."""
@@ -105,6 +109,12 @@ class Encoder(Backbone):
     kind = "SEQ_CLS"
     head: str  # the module whose linear layers are trained in full
 
+    def suit(self, num_labels: int) -> None:
+        if not num_labels:
+            raise ValueError(
+                f"backbone {self.name} is an encoder: task=alpaca needs a language model, as backbone=smollm2"
+            )
+
     def model(self, num_labels: int) -> nn.Module:
         """The model with `num_labels` outputs (1: regression). Raises ValueError for a folder without weights."""
         rates = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
@@ -129,10 +139,12 @@ class CausalLM(Backbone):
     quantization: str | None  # nf4: 4-bit weights, QLoRA (Dettmers et al. 2023)
     gradient_checkpointing: bool  # compute activations again in the backward pass instead of keeping them
 
-    def model(self, num_labels: int) -> nn.Module:
-        """The language model. Raises ValueError for a task with labels, and for weights that cannot be had so."""
+    def suit(self, num_labels: int) -> None:
         if num_labels:
             raise ValueError(f"backbone {self.name} is a language model without a classifier: use it with task=alpaca")
+
+    def model(self, num_labels: int) -> nn.Module:
+        """The language model, which has no labels. Raises ValueError for weights that cannot be had so."""
         if self.dtype not in DTYPES:
             raise ValueError(f"backbone.dtype={self.dtype!r} is unknown: use {', '.join(DTYPES)}")
         options = {} if self.dropout is None else {"attention_dropout": self.dropout}

@@ -85,6 +85,7 @@ def run(cfg: DictConfig, choices: dict) -> list[Path]:
 def load_task(config: dict, backbone) -> tuple[object, dict]:
     """The task of a config with its rows read and tokenised, and what the record says of them. Raises ValueError."""
     task, source = (build(config[group], group) for group in ("task", "data"))
+    backbone.suit(task.num_labels)
     return task, task.load(source, backbone.tokenizer(), **{key: config[key] for key in LIMITS})
 
 
