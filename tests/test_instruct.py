@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import composed
 from hydra.utils import instantiate
+from tokenizers import processors
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from melora_bench.batches import TrainBatches, epoch_order, evaluation_batches
@@ -83,6 +84,18 @@ def test_long_texts_are_cut_and_have_no_end_token(tokenizer, tiny_alpaca):
         ids, full = cut.ids[cut.offsets[row] : cut.offsets[row + 1]], whole.ids[whole.offsets[row] :]
         assert (ids == full[: len(ids)]).all()
         assert (ids[-1] == tokenizer.eos_token_id) == (length <= at)
+
+
+def test_a_tokenizer_that_ends_texts_itself_ends_them_once(tokenizer, tiny_alpaca):
+    plain = loaded(tokenizer, tiny_alpaca, max_length=96).train
+    post = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    tokenizer.backend_tokenizer.post_processor = post
+    ended = loaded(tokenizer, tiny_alpaca, max_length=96).train
+    uncut = plain.lengths < 96
+    assert 10 < uncut.sum() < 54
+    for row in np.flatnonzero(uncut):
+        one, two = (split.ids[split.offsets[row] : split.offsets[row + 1]] for split in (plain, ended))
+        assert one.tolist() == two.tolist() and (one == 2).sum() == 1
 
 
 def test_padding_is_on_the_left(tokenizer, tiny_alpaca):

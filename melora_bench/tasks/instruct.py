@@ -44,11 +44,13 @@ class InstructTask:
         """Read, divide and tokenise the rows; returns what the record says: {split: {rows, sha256, ...}}.
 
         A text is cut at `max_length` tokens; a shorter one ends in the end-of-sequence token. Raises ValueError for a
-        template without its fields, and for files and rows that cannot be used.
+        template without its fields, for files and rows that cannot be used, and for a cut that leaves nothing to learn.
         """
+        for key, value, least in (("validation_rows", self.validation_rows, 1), ("split_seed", self.split_seed, 0)):
+            if type(value) is not int or value < least:
+                raise ValueError(f"task.{key}={value} must be a whole number from {least} on")
         for name, keys in (("template", {"instruction", "input"}), ("template_without_input", {"instruction"})):
-            found = {key for _, key, _, _ in string.Formatter().parse(getattr(self, name)) if key is not None}
-            if found != keys:
+            if fields(getattr(self, name)) != keys:
                 needed = " and ".join(f"{{{key}}}" for key in sorted(keys))
                 raise ValueError(f"task.{name} must hold {needed} and no other field")
         path, origin = source.whole(self.name, self.repo, self.revision)
@@ -63,6 +65,8 @@ class InstructTask:
         parts = {"train": order[count:][:max_train_rows], "validation": order[:count][:max_eval_rows]}
         for name, chosen in parts.items():
             self.splits[name] = self._tokenise(tokenizer, [rows[i] for i in chosen], max_length)
+            if not self.splits[name].weights.any():
+                raise ValueError(f"max_length={max_length} leaves no token to learn in the {name} rows: raise it")
         sha256 = [sha256_file(path)]
         return {
             name: {"rows": len(chosen), "sha256": sha256, "of": len(rows), **origin} for name, chosen in parts.items()
@@ -105,16 +109,27 @@ class InstructTask:
         return {"loss": round(float(total / max(count, 1)), 6)}  # a checkpoint holds no numpy numbers
 
     def _tokenise(self, tokenizer, rows: list[dict], max_length: int) -> Split:
+        if tokenizer.eos_token_id is None:
+            raise ValueError(f"the tokenizer of {tokenizer.name_or_path} has no end token to learn: give it one")
         prompts = [self.prompt(row) for row in rows]
         texts = [prompt + row["output"] for prompt, row in zip(prompts, rows, strict=True)]
         start = np.zeros(len(rows), dtype=np.int64)
         if not self.loss_on_prompt:
             start = tokenise(tokenizer, [prompts], start, max_length).lengths
         split = tokenise(tokenizer, [texts], start, max_length)
-        short = split.lengths < max_length
+        ended = split.ids[split.offsets[1:] - 1] == tokenizer.eos_token_id  # by the tokenizer itself
+        short = (split.lengths < max_length) & ~ended
         ids = np.insert(split.ids, split.offsets[1:][short], tokenizer.eos_token_id)
         offsets = split.offsets + np.concatenate([[0], np.cumsum(short)])
         return replace(split, ids=ids, types=None, offsets=offsets, weights=targets(np.diff(offsets), start), left=True)
+
+
+def fields(template: str) -> set[str] | None:
+    """The names in braces; None where a brace ends nowhere."""
+    try:
+        return {key for _, key, _, _ in string.Formatter().parse(template) if key is not None}
+    except ValueError:
+        return None
 
 
 def targets(lengths: np.ndarray, start: np.ndarray) -> np.ndarray:
@@ -135,7 +150,7 @@ def read(path: Path) -> list[dict]:
                 frame = pd.read_parquet(file).astype(object)
                 rows = frame.where(frame.notna(), None).to_dict("records")
             elif ending == ".jsonl":
-                rows = [json.loads(line) for line in file if line.strip()]
+                rows = [_parsed(number, line) for number, line in enumerate(file, 1) if line.strip()]
             else:
                 rows = json.load(file)
     except Exception as error:  # gzip, pyarrow and json each raise their own
@@ -146,10 +161,22 @@ def read(path: Path) -> list[dict]:
         raise ValueError(f"{path} must hold a list of rows with instruction, input and output")
     for number, row in enumerate(rows):
         for key in ("instruction", "output"):
-            if not isinstance(row, dict) or not isinstance(row.get(key), str):
+            if not isinstance(row, dict) or not _is_text(row.get(key)):
                 raise ValueError(
                     f"{path}: row {number} has no text under {key!r}: every row needs instruction and output"
                 )
-        if not isinstance(row.get("input") or "", str):
+        if not _is_text(row.get("input") or ""):
             raise ValueError(f"{path}: input is {row['input']!r} in row {number}, not a text")
     return rows
+
+
+def _parsed(number: int, line: bytes) -> object:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"in line {number}: {error}") from error
+
+
+def _is_text(value: object) -> bool:
+    """JSON can name half a character (\\ud800), which no tokenizer takes."""
+    return isinstance(value, str) and value.encode(errors="ignore").decode() == value
