@@ -51,15 +51,16 @@ def find(run: str, which: str, output_dir: str) -> list[Path]:
     return [_existing(file) for file in files]
 
 
-def load(path: Path, backbone_path: str | None = None) -> Trained:
-    """Build the model that an adapter file belongs to, and load it. Raises ValueError when the weights are not those."""
+def load(path: Path, backbone_path: str | None = None, *, as_trained: bool = False) -> Trained:
+    """Build the model that an adapter file belongs to, and load it: the frozen weights in float32, or as they were kept
+    while it trained, in less or in 4 bits. Raises ValueError when the weights are not those."""
     about = checkpoints.about(path)
     if not {"model", "choices", "config", "config_hash", "git", "seed", "step", "epoch", "metrics"} <= about.keys():
         raise ValueError(f"{path} does not say which run it is of: it was not written by scripts/train.py")
     parts = {group: {**about["config"][group], "_target_": _target(group, about["choices"][group])}
              for group in ("method", "task", "backbone")}  # fmt: skip
-    # Trained tensors are float32; the frozen rest may have been kept in less, or in 4 bits, while it trained.
-    plain = {key: value for key, value in (("dtype", "float32"), ("quantization", None)) if key in parts["backbone"]}
+    exact = {"dtype": "float32", "quantization": None}
+    plain = {} if as_trained else {key: exact[key] for key in exact.keys() & parts["backbone"].keys()}
     backbone = build({**parts["backbone"], **plain, "path": backbone_path}, "backbone")
     if backbone.origin()["sha256"] != about["model"]["sha256"]:
         raise ValueError(

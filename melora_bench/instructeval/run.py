@@ -93,6 +93,10 @@ def _one(config: dict, choices: dict, scored: Scored, benchmark, loaded) -> Path
     if path.exists():
         log.info("skip  %s  %s is recorded: %s", benchmark.label, name, path)
         return path
+    if scored.model.dtype != torch.float32 and config["precision"] == "no":
+        raise ValueError(
+            f"the frozen weights are {scored.model.dtype}: that needs a precision like it, precision=bf16 or fp16"
+        )
     git = records.git_state()
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     model = scored.model.to(accelerator.device)
@@ -159,7 +163,7 @@ def _models(config: dict, choices: dict):
         )  # fmt: skip
         return
     for file in export.find(config["run"], config["which"], config["output_dir"]):
-        trained = export.load(file, path)
+        trained = export.load(file, path, as_trained=True)
         about = trained.about
         adapter = sum(value.numel() for value in checkpoints.adapter_tensors(trained.model, 0).values())
         yield Scored(
