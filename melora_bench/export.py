@@ -55,7 +55,10 @@ def load(path: Path, backbone_path: str | None = None, *, as_trained: bool = Fal
     """Build the model that an adapter file belongs to, and load it: the frozen weights in float32, or as they were kept
     while it trained, in less or in 4 bits. Raises ValueError when the weights are not those."""
     about = checkpoints.about(path)
-    if not {"model", "choices", "config", "config_hash", "git", "seed", "step", "epoch", "metrics"} <= about.keys():
+    if (
+        not {"model", "choices", "config", "config_hash", "git", "seed", "step", "total_steps", "epoch", "metrics"}
+        <= about.keys()
+    ):
         raise ValueError(f"{path} does not say which run it is of: it was not written by scripts/train.py")
     parts = {group: {**about["config"][group], "_target_": _target(group, about["choices"][group])}
              for group in ("method", "task", "backbone")}  # fmt: skip
