@@ -84,7 +84,8 @@ report: figures  ## results/report.html: tables, figures, verdicts and every run
 docs: $(DONE)  ## docs/methods.md: facts of every method, counted and measured
 	$(BIN)/python scripts/methods.py
 
-bench: $(DONE)  ## rows per second: the floor, PEFT + Trainer, and ours, in one run
+bench: $(DONE)  ## what an adapter costs on one layer, and rows per second of the floor, PEFT + Trainer, and ours
+	$(BIN)/python scripts/bench_adapters.py
 	$(BIN)/python scripts/bench_training.py
 
 lock: $(DONE)  ## write requirements.lock anew from the newest versions that pyproject.toml allows

@@ -1,0 +1,145 @@
+"""One linear layer, forward and backward: what each method's adapter costs over the frozen layer.
+
+`python scripts/bench_adapters.py [--tokens 2048] [--width 768] [--repeats 20] [--seeds 1]` writes
+results/bench/adapters_<device>.json and .md. The variants are interleaved; medians are shown. Compare ratios of one run only.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+
+import torch
+from hydra.utils import instantiate
+from torch import Tensor, nn
+
+from melora_bench.files import write_text
+from melora_bench.points import compose_run
+from melora_bench.records import ROOT, git_state
+
+VARIANTS = {
+    "LoRA": ["method=lora"],
+    "LoRA-FA": ["method=lora_fa"],
+    "VeRA": ["method=vera"],
+    "DyLoRA": ["method=dylora"],
+    "AdaLoRA": ["method=adalora"],
+    "Delta-LoRA": ["method=delta_lora"],
+    "Multi-LoRA n=2": ["method=multi_lora"],
+    "Share-LoRA n=2": ["method=share_lora"],
+    "MPLoRA n=8": ["method=mplora", "method.n=8"],
+    **{f"MELoRA n={n}": ["method=melora", f"method.n={n}"] for n in (2, 8, 64)},
+}
+DROPOUTS = (0.0, 0.05)
+
+
+class Model(nn.Module):
+    """What a method needs to attach itself to one layer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(width, width)
+        self.config = argparse.Namespace(initializer_range=0.02)
+
+
+class LiteralMELoRA(nn.Module):
+    """MELoRA as its formula reads, one slice after another; what a plain implementation does."""
+
+    def __init__(self, base: nn.Linear, n: int, r: int, dropout: float) -> None:
+        super().__init__()
+        width = base.in_features // n
+        self.base, self.dropout = base, nn.Dropout(dropout)
+        self.A = nn.ParameterList(torch.randn(r, width) for _ in range(n))
+        self.B = nn.ParameterList(torch.zeros(width, r) for _ in range(n))
+
+    def forward(self, x: Tensor) -> Tensor:
+        slices = x.chunk(len(self.A), dim=-1)
+        parts = [self.dropout(part) @ A.T @ B.T for part, A, B in zip(slices, self.A, self.B, strict=True)]
+        return self.base(x) + 2 * torch.cat(parts, dim=-1)
+
+
+def layers(width: int, seeds: int, device: torch.device) -> dict[str, nn.Module]:
+    """Every variant by name; the frozen layer first."""
+    torch.manual_seed(0)
+    frozen = nn.Linear(width, width).requires_grad_(False)
+    found: dict[str, nn.Module] = {"frozen": frozen}
+    for dropout in DROPOUTS:
+        for name, overrides in VARIANTS.items():
+            if dropout and name == "Delta-LoRA":
+                continue  # it has none
+            options = [*overrides, "backbone=minilm", "method.target_modules=[query]", f"method.lora_dropout={dropout}"]
+            config = compose_run(options)[0].method
+            model, method = Model(width), instantiate(config, _convert_="all")
+            method.attach(model, "", list(range(seeds)), total_steps=100)
+            method.before_forward(0)
+            found[f"{name}, dropout {dropout:g}"] = model.query
+        if seeds == 1:
+            found[f"MELoRA n=8 slice by slice, dropout {dropout:g}"] = LiteralMELoRA(frozen, 8, 8, dropout)
+    return {name: layer.train().to(device) for name, layer in found.items()}
+
+
+def once(layer: nn.Module, x: Tensor, grad: Tensor, autocast) -> tuple[float, int | None]:
+    """Seconds of one forward and backward pass, and on CUDA the peak of its memory beyond what was there."""
+    cuda = x.is_cuda
+    x = x.detach().requires_grad_()
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    start = time.perf_counter()
+    with autocast:
+        out = layer(x)
+    out.backward(grad.to(out.dtype))
+    if cuda:
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    layer.zero_grad()
+    return seconds, torch.cuda.max_memory_allocated() - before if cuda else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in (("tokens", 2048), ("width", 768), ("repeats", 20), ("seeds", 1)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    options = parser.parse_args()
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+    where = torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    found = layers(options.width, options.seeds, device)
+    x, grad = (torch.randn(options.seeds, options.tokens, options.width, device=device) for _ in range(2))
+    rows: dict[str, dict] = {name: {} for name in found}
+    for precision in ("fp32", "bf16"):
+        seconds: dict[str, list[float]] = {name: [] for name in found}
+        for repeat in range(options.repeats + 2):  # the first two warm up
+            for name, layer in found.items():
+                autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+                taken, memory = once(layer, x, grad, autocast)
+                if repeat > 1:
+                    seconds[name].append(taken)
+                    rows[name][f"{precision}_memory"] = memory
+        for name, times in seconds.items():
+            rows[name][f"{precision}_ms"] = 1000 * statistics.median(times)
+    about = {**vars(options), "device": where, "torch": torch.__version__, "git": git_state()}
+    stem = ROOT / "results" / "bench" / f"adapters_{'cuda' if cuda else 'cpu'}"
+    write_text(stem.with_suffix(".json"), json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+    lines = [
+        f"{options.seeds} x {options.tokens} tokens through one {options.width} x {options.width} layer, forward and backward, "
+        f"median of {options.repeats}; {where}, torch {torch.__version__}",
+        "",
+        "| layer | fp32 ms | x frozen | bf16 ms | x frozen |" + (" fp32 MB | bf16 MB |" if cuda else ""),
+        "| --- |" + " ---: |" * (6 if cuda else 4),
+    ]
+    for name, row in rows.items():
+        cells = []
+        for precision in ("fp32", "bf16"):
+            ms = row[f"{precision}_ms"]
+            cells += [f"{ms:.1f}", f"{ms / rows['frozen'][f'{precision}_ms']:.2f}"]
+        cells += [f"{row[f'{precision}_memory'] / 1e6:.0f}" for precision in ("fp32", "bf16")] if cuda else []
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    text = "\n".join(lines) + "\n"
+    write_text(stem.with_suffix(".md"), text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
