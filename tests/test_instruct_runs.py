@@ -15,8 +15,9 @@ from transformers import LlamaForCausalLM
 from melora_bench import checkpoints, records
 from melora_bench.files import sha256_file
 from melora_bench.methods.lora import LoRALayer
-from melora_bench.plan import plan
-from melora_bench.run import RunError
+from melora_bench.plan import Size, plan
+from melora_bench.points import build
+from melora_bench.run import RunError, load_task
 from melora_bench.tasks.instruct import InstructTask
 from melora_bench.training import Trainer
 
@@ -183,7 +184,8 @@ def test_the_plan_counts_what_a_run_by_steps_does(alpaca_overrides, monkeypatch)
     assert cost.tokens == pytest.approx(sum(trained), rel=1e-3)
     [epochs, steps] = [plan("audit", [*kept, *limits[:2], "seeds=[2]", *more])[0] for more in ([], limits[3:])]
     assert (epochs.steps, steps.steps) == (8, 6) and epochs.tokens == pytest.approx(2 / 1.5 * steps.tokens, abs=1)
-    assert epochs.evaluated == steps.evaluated == cost.evaluated / 2  # two evaluations each
+    size = Size.of(load_task(cost.point.config, build(cost.point.config["backbone"], "backbone"))[0])
+    assert size.rows == 54 and epochs.evaluated == steps.evaluated == 2 * size.evaluated  # after 4 and 8, 4 and 6 steps
 
 
 def test_two_processes_equal_one(alpaca_overrides, tmp_path):
