@@ -1,11 +1,11 @@
 """Instruction tuning: every mistake ends in one line that names the file and row, or the key, and what would do."""
 
 import gzip
+import importlib.util
 import json
 import shutil
 
 import pytest
-import torch
 from conftest import run_point
 
 GOOD = [{"instruction": f"Say {number}.", "input": "", "output": f"{number}"} for number in range(20)]
@@ -104,9 +104,10 @@ def test_prompts_that_are_cut_leave_nothing_to_learn(refused):
     )
 
 
-def test_4_bits_need_cuda(refused, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    refused(r"backbone\.quantization=nf4 needs a CUDA device", "backbone.quantization=nf4")
+def test_4_bits_need_bitsandbytes(refused, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: name != "bitsandbytes" and real(name, *rest))
+    refused(r"backbone\.quantization=nf4 needs bitsandbytes: pip install .*qlora", "backbone.quantization=nf4")
 
 
 def test_full_fine_tuning_of_weights_in_half_precision(refused):
