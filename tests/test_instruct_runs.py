@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -207,3 +208,22 @@ def test_two_processes_equal_one(alpaca_overrides, tmp_path):
         for a, b in zip(curves(ours), curves(theirs), strict=True):
             assert a["train_loss"] == pytest.approx(b["train_loss"], abs=2e-6)
             assert a["metrics"]["loss"] == pytest.approx(b["metrics"]["loss"], abs=2e-6)
+
+
+def test_4_bit_weights_are_trained_on(alpaca_overrides, tiny_llama, tmp_path):
+    """QLoRA: the frozen linear layers are packed, the adapters learn beside them; full fine-tuning has nothing to train.
+
+    One epoch: on a CPU, bitsandbytes 0.50 repacks weights in evaluation and gives no gradients from then on.
+    """
+    pytest.importorskip("bitsandbytes", reason="4-bit weights need bitsandbytes (extra qlora)")
+    folder = shutil.copytree(tiny_llama, tmp_path / "wide")  # blocks of 64 numbers are packed
+    config = LlamaForCausalLM.from_pretrained(tiny_llama).config
+    config.update({"hidden_size": 128, "intermediate_size": 256, "head_dim": 32})
+    LlamaForCausalLM(config).save_pretrained(folder)
+    wide = [*alpaca_overrides, f"backbone.path={folder}", "precision=bf16", "epochs=1", "method=melora", "method.n=2"]
+    paths = run_point([*wide, "backbone.quantization=nf4"]) + run_point(wide)
+    packed, exact = (curves(path)[0] for path in paths)
+    assert packed["train_loss"] != exact["train_loss"]
+    assert packed["train_loss"] == pytest.approx(exact["train_loss"], rel=0.05)
+    with pytest.raises(RunError, match=r"needs backbone\.dtype=float32 and no quantization"):
+        run_point([*wide[:-2], "backbone.quantization=nf4", "method=full"])
