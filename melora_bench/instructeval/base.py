@@ -75,8 +75,9 @@ class Benchmark:
     hub_files: ClassVar[list[str]]  # patterns of what is needed of the hub's files
     executes: ClassVar[bool] = False  # whether scoring runs what the model wrote
 
-    def load(self, *_, **__) -> dict:
-        """Raises ValueError: training asks for it."""
+    @property
+    def num_labels(self) -> int:
+        """Raises ValueError: only training asks for it."""
         raise ValueError(
             f"task={self.name} scores a model and trains none: scripts/instructeval.py task={self.name} run=RUN"
         )

@@ -141,7 +141,7 @@ def test_a_moved_adapter_goes_on_from_its_own_snapshot(tiny_roberta, tmp_path):
     model, method = delta_lora(tiny_roberta)
     train(model, method)
     path = tmp_path / "adapter.safetensors"
-    save_adapter(path, model, 1, {"epoch": 1, "config": {"epochs": 1}, "run_id": "x"})
+    save_adapter(path, model, 1, {"step": 9, "total_steps": 9, "run_id": "x"})
     saved = {name: value.float() for name, value in adapter_tensors(model, 1).items()}
     again, method = build(tiny_roberta, "delta_lora", SEEDS, f"method.start_step={K}", "method.delta_ratio=0.25")
     load_adapter(again, "classifier", 0, path)
