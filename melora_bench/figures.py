@@ -200,7 +200,10 @@ def _finish(figure: Figure, panels: dict[str, Axes], x: str, y: str) -> None:
         axes.set_xlabel(x)
         named |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     next(iter(panels.values())).set_ylabel(y)
-    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=int(figure.get_figwidth() // 2.2))
+    width = figure.get_figwidth()
+    columns = int(width // 1.8)
+    figure.set_figheight(2.5 + 0.18 * -(-len(named) // columns))
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=columns)
 
 
 def _save(figure: Figure, stem: Path) -> list[Path]:
