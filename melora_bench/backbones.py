@@ -100,6 +100,14 @@ class Backbone:
         return {"name": self.name, "repo": self.repo, "commit": commit, "sha256": sha256}
 
 
+def check_precision(model: nn.Module, precision: str) -> None:
+    """Raises ValueError for frozen weights in half precision under none: they meet adapters in float32."""
+    dtype = next(model.parameters()).dtype
+    if dtype != torch.float32 and precision == "no":
+        name = str(dtype).removeprefix("torch.")
+        raise ValueError(f"backbone.dtype={name} needs a precision like it: precision=bf16 or fp16")
+
+
 @dataclass(kw_only=True)
 class Encoder(Backbone):
     """A BERT-like model under a new classifier."""

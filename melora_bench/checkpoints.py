@@ -33,6 +33,15 @@ def adapter_tensors(model: nn.Module, replica: int | slice = slice(None)) -> dic
     return found | {name: value.detach() for name, value in trainable(model).items() if name not in found}
 
 
+def counts(model: nn.Module, head: str) -> dict[str, int]:
+    """How many numbers one seed trains: total, adapter, and below module `head`."""
+    one = adapter_tensors(model, 0)
+    numbers = {name: one[name].numel() for name in trainable(model)}
+    in_head = sum(count for name, count in numbers.items() if name.startswith(f"{head}."))
+    total = sum(numbers.values())
+    return {"total": total, "adapter": total - in_head, "head": in_head}
+
+
 def save_checkpoint(path: Path, state: dict) -> None:
     write_atomic(path, lambda temporary: torch.save(state, temporary))
 

@@ -19,6 +19,7 @@ from melora_bench.methods.interchange import PREFIX, to_peft
 from melora_bench.points import build
 
 TOLERANCE = 1e-5  # of logits, in float32
+ACCOUNT = {"model", "choices", "config", "config_hash", "git", "seed", "step", "total_steps", "epoch", "metrics"}
 
 
 @dataclass(kw_only=True)
@@ -51,15 +52,18 @@ def find(run: str, which: str, output_dir: str) -> list[Path]:
     return [_existing(file) for file in files]
 
 
+def account(path: Path) -> dict:
+    """What an adapter file says of its run. Raises ValueError when it says less than `load` and the model card need."""
+    about = checkpoints.about(path)
+    if not about.keys() >= ACCOUNT:
+        raise ValueError(f"{path} does not say which run it is of: it was not written by scripts/train.py")
+    return about
+
+
 def load(path: Path, backbone_path: str | None = None, *, as_trained: bool = False) -> Trained:
     """Build the model that an adapter file belongs to, and load it: the frozen weights in float32, or as they were kept
     while it trained, in less or in 4 bits. Raises ValueError when the weights are not those."""
-    about = checkpoints.about(path)
-    if (
-        not {"model", "choices", "config", "config_hash", "git", "seed", "step", "total_steps", "epoch", "metrics"}
-        <= about.keys()
-    ):
-        raise ValueError(f"{path} does not say which run it is of: it was not written by scripts/train.py")
+    about = account(path)
     parts = {group: {**about["config"][group], "_target_": _target(group, about["choices"][group])}
              for group in ("method", "task", "backbone")}  # fmt: skip
     exact = {"dtype": "float32", "quantization": None}

@@ -1,6 +1,7 @@
 """One JSON file per finished run and seed: written once, never edited, refused when anything about it is off."""
 
 import dataclasses
+import datetime
 import functools
 import gc
 import json
@@ -147,6 +148,16 @@ def git_state() -> dict:
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
 
 
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def device_name(cuda: bool) -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
 def environment(accelerator, precision: str) -> dict:
     """Versions and hardware that numbers and timings depend on."""
     import accelerate
@@ -160,9 +171,7 @@ def environment(accelerator, precision: str) -> dict:
         "transformers": transformers.__version__,
         "accelerate": accelerate.__version__,
         "cuda": torch.version.cuda if cuda else None,
-        "device": torch.cuda.get_device_name()
-        if cuda
-        else f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        "device": device_name(cuda),
         "processes": accelerator.num_processes,
         "precision": precision,
     }

@@ -1,7 +1,6 @@
 """Running one point: which seeds are still to be done, training them side by side, one record for each."""
 
 import contextlib
-import datetime
 import importlib.util
 import logging
 import os
@@ -18,6 +17,7 @@ from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import DictConfig
 
 from melora_bench import checkpoints, records
+from melora_bench.backbones import check_precision
 from melora_bench.batches import TrainBatches
 from melora_bench.files import write_text
 from melora_bench.points import Point, build
@@ -95,7 +95,7 @@ class PackedRun:
     def __init__(self, point: Point, seeds: list[int]) -> None:
         config = point.config
         self.point, self.seeds, self.config = point, seeds, config
-        self.started, self.clock, self.seconds_before = _now(), time.perf_counter(), 0.0
+        self.started, self.clock, self.seconds_before = records.now(), time.perf_counter(), 0.0
         self.resumed_at: list[int] = []
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
@@ -127,10 +127,7 @@ class PackedRun:
             process=self.accelerator.process_index,
         )
         model, head = self.backbone.model(self.task.num_labels), self.backbone.head
-        if next(model.parameters()).dtype != torch.float32 and config["precision"] == "no":
-            raise ValueError(
-                f"backbone.dtype={config['backbone']['dtype']} needs a precision like it: precision=bf16 or fp16"
-            )
+        check_precision(model, config["precision"])
         longest = max(int(split.lengths.max()) for split in self.task.splits.values())
         if longest > self.backbone.longest(model):
             most = self.backbone.longest(model)
@@ -139,11 +136,7 @@ class PackedRun:
         schedule = Schedule.of(config, len(self.task.train.labels))
         self.method.attach(model, head, seeds, schedule.total)
         self.starts = [self._start(model, k, seed) for k, seed in enumerate(seeds)]
-        one = checkpoints.adapter_tensors(model, 0)
-        numbers = {name: one[name].numel() for name in checkpoints.trainable(model)}
-        in_head = sum(count for name, count in numbers.items() if name.startswith(f"{head}."))
-        total = sum(numbers.values())
-        self.params = {"total": total, "adapter": total - in_head, "head": in_head}
+        self.params = checkpoints.counts(model, head)
         keys = ("lr", "head_lr_scale", "weight_decay", "max_grad_norm", "eval_batch_size")
         self.trainer = Trainer(
             accelerator=self.accelerator,
@@ -275,7 +268,7 @@ class PackedRun:
             "wall_seconds": round(self._seconds, 3),
             "resumed_at": self.resumed_at,
             "started": self.started,
-            "finished": _now(),
+            "finished": records.now(),
         }
         paths = []
         for k, seed in enumerate(self.seeds):
@@ -334,7 +327,3 @@ def _agreed(value: object) -> object:
 
 def _is_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

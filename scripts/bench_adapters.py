@@ -6,7 +6,6 @@ results/bench/adapters_<device>.json and .md. The variants are interleaved; medi
 
 import argparse
 import json
-import platform
 import statistics
 import time
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from melora_bench.files import write_text
 from melora_bench.points import compose_run
-from melora_bench.records import ROOT, git_state
+from melora_bench.records import ROOT, device_name, git_state
 
 VARIANTS = {
     "LoRA": ["method=lora"],
@@ -104,7 +103,7 @@ def main() -> None:
     options = parser.parse_args()
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
-    where = torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    where = device_name(cuda)
     found = layers(options.width, options.seeds, device)
     x, grad = (torch.randn(options.seeds, options.tokens, options.width, device=device) for _ in range(2))
     rows: dict[str, dict] = {name: {} for name in found}

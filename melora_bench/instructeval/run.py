@@ -1,9 +1,9 @@
 """From a trained run, or a backbone as it is, to the record of its score on one benchmark."""
 
 import contextlib
-import datetime
 import logging
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from accelerate import Accelerator
 from omegaconf import DictConfig, OmegaConf
 
 from melora_bench import checkpoints, export, records
+from melora_bench.backbones import Backbone, check_precision
+from melora_bench.files import sha256_file
 from melora_bench.instructeval import sandbox
 from melora_bench.instructeval.harness import harness_scores
 from melora_bench.instructeval.scoring import evaluate, write_prompts
@@ -27,15 +29,12 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class Scored:
     """A model to score, and what its record says of it."""
 
-    model: torch.nn.Module
-    tokenizer: object
+    build: Callable[[], tuple[torch.nn.Module, Backbone]]
     experiment: str
     seed: int
     choices: dict
     config: dict  # the identity of its training; of a backbone as it is, the backbone alone
-    origin: dict  # of the weights
     init_from: dict | None
-    params: dict
     at: dict  # epoch and step of the adapters
 
 
@@ -62,7 +61,8 @@ def score(cfg: DictConfig, choices: dict) -> list[Path]:
         return []
     if config["protocol"] == "lm_eval":
         for scored in _models(config, choices):
-            found = harness_scores(scored.model, scored.tokenizer, benchmark.name, batch_size=config["batch_size"],
+            model, backbone = scored.build()
+            found = harness_scores(model, backbone.tokenizer(), benchmark.name, batch_size=config["batch_size"],
                                    limit_per_task=config["limit"])  # fmt: skip
             log.info("%s s%d  %s  %s", scored.choices["method"], scored.seed, found["engine"], found["results"])
         return []
@@ -74,7 +74,7 @@ def score(cfg: DictConfig, choices: dict) -> list[Path]:
 
 def _one(config: dict, choices: dict, scored: Scored, benchmark, loaded) -> Path:
     """The record of one model, written unless it is there."""
-    started, clock = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), time.perf_counter()
+    started, clock = records.now(), time.perf_counter()
     # What decides the score: how the model was trained, and how it is asked.
     asked = {
         **records.identity({"task": config["task"]})["task"],
@@ -93,18 +93,17 @@ def _one(config: dict, choices: dict, scored: Scored, benchmark, loaded) -> Path
     if path.exists():
         log.info("skip  %s  %s is recorded: %s", benchmark.label, name, path)
         return path
-    if scored.model.dtype != torch.float32 and config["precision"] == "no":
-        raise ValueError(
-            f"the frozen weights are {scored.model.dtype}: that needs a precision like it, precision=bf16 or fp16"
-        )
     git = records.git_state()
+    model, backbone = scored.build()
+    check_precision(model, config["precision"])
+    origin, params = backbone.origin(), checkpoints.counts(model, backbone.head)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    model = scored.model.to(accelerator.device)
+    model = model.to(accelerator.device)
     reduced = DTYPES.get(config["precision"])
     with torch.autocast(accelerator.device.type, reduced) if reduced else contextlib.nullcontext():
         found = evaluate(
-            benchmark, loaded, model, scored.tokenizer, path.with_suffix(""),
-            identity={"config_hash": digest, "weights": scored.origin["sha256"], "adapter": scored.init_from},
+            benchmark, loaded, model, backbone.tokenizer(), path.with_suffix(""),
+            identity={"config_hash": digest, "weights": origin["sha256"], "adapter": scored.init_from},
             limit=config["limit"], batch_size=config["batch_size"], seed=config["seed"],
             execute=lambda program: sandbox.run(program, allow_code_execution=config["allow_code_execution"]).passed,
         )  # fmt: skip
@@ -127,10 +126,10 @@ def _one(config: dict, choices: dict, scored: Scored, benchmark, loaded) -> Path
         config=identity,
         git=git,
         env=records.environment(accelerator, config["precision"]),
-        model=scored.origin,
+        model=origin,
         data={"test": {**data, "rows": found["questions"], "sha256": [data["sha256"]]}},
         init_from=scored.init_from,
-        params=scored.params,
+        params=params,
         metric="score",
         epochs=[entry],
         rows_per_second=round(found["questions"] / seconds, 3),
@@ -139,7 +138,7 @@ def _one(config: dict, choices: dict, scored: Scored, benchmark, loaded) -> Path
         wall_seconds=round(seconds, 3),
         resumed_at=[],
         started=started,
-        finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        finished=records.now(),
     )
     record.save(config["results_dir"])
     log.info("done  %s  %s  %s  of %d questions  %.0f s  %s", data["label"], name,
@@ -147,29 +146,33 @@ def _one(config: dict, choices: dict, scored: Scored, benchmark, loaded) -> Path
     return path
 
 
-def _models(config: dict, choices: dict):
+def _models(config: dict, choices: dict) -> Iterator[Scored]:
     """The models that `run` names, one after another; without `run` the backbone as it is."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    path = config["backbone"]["path"]
     if config["run"] is None:
-        backbone = build(config["backbone"], "backbone")
         chosen = {"method": "head", "backbone": choices["backbone"], "recipe": None}
         own = records.identity({"backbone": config["backbone"]}) | {"method": {"version": 1}}
         yield Scored(
-            model=backbone.model(0), tokenizer=backbone.tokenizer(), experiment=config["experiment"], seed=0,
-            choices=chosen, config=own, origin=backbone.origin(), init_from=None,
-            params={"total": 0, "adapter": 0, "head": 0}, at={"epoch": 0, "step": 0},
+            build=lambda: _untrained(config["backbone"]), experiment=config["experiment"], seed=0, choices=chosen,
+            config=own, init_from=None, at={"epoch": 0, "step": 0},
         )  # fmt: skip
         return
     for file in export.find(config["run"], config["which"], config["output_dir"]):
-        trained = export.load(file, path, as_trained=True)
-        about = trained.about
-        adapter = sum(value.numel() for value in checkpoints.adapter_tensors(trained.model, 0).values())
+        about = export.account(file)
         yield Scored(
-            model=trained.model, tokenizer=trained.backbone.tokenizer(), experiment=about["run_id"].split("/")[0],
-            seed=about["seed"], choices=about["choices"], config=about["config"], origin=about["model"],
-            init_from={"source": about["run_id"], "run_id": about["run_id"], "sha256": checkpoints.sha256_file(file)},
-            params={"total": adapter, "adapter": adapter, "head": 0},
+            build=lambda file=file: _trained(file, config["backbone"]["path"]),
+            experiment=about["run_id"].split("/")[0], seed=about["seed"], choices=about["choices"], config=about["config"],
+            init_from={"source": about["run_id"], "run_id": about["run_id"], "sha256": sha256_file(file)},
             at={"epoch": about["epoch"], "step": about["step"]},
         )  # fmt: skip
+
+
+def _untrained(fields: dict) -> tuple[torch.nn.Module, Backbone]:
+    backbone = build(fields, "backbone")
+    return backbone.model(0).requires_grad_(False), backbone
+
+
+def _trained(file: Path, path: str | None) -> tuple[torch.nn.Module, Backbone]:
+    trained = export.load(file, path, as_trained=True)
+    return trained.model, trained.backbone

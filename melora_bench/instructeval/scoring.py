@@ -116,14 +116,15 @@ def evaluate(
                 for prompt, question, output in zip(prompts[name], chosen[name], outputs, strict=True)
             ]
             _store(paths[name], [headers[name], *rows[name]])
+    rows = {name: rows[name] for name in chosen}
     return {
         "benchmark": benchmark.name,
         "version": benchmark.version,
         "data": loaded.origin,
         "limit": limit,
         "examples_sha256": _examples_hash(loaded, chosen),
-        "halves": [half["score"] for half in _halves(benchmark, {name: rows[name] for name in chosen})],
-        **summarise(benchmark, {name: rows[name] for name in chosen}),
+        "halves": [half["score"] for half in _halves(benchmark, rows)],
+        **summarise(benchmark, rows),
     }
 
 
