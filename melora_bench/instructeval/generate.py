@@ -1,11 +1,12 @@
 """What a model writes after each of many prompts: greedy, or sampled so that neither batch nor order changes the draw."""
 
+import copy
 import hashlib
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, LogitsProcessor, PreTrainedTokenizerBase
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, PreTrainedTokenizerBase
 
 
 class SeededSampling(LogitsProcessor):
@@ -39,7 +40,8 @@ def generate(
 ) -> list[str]:
     """The text after each prompt, in the order given, up to the end-of-text token or `max_new_tokens`.
 
-    The checkpoint's own generation settings are set aside, but for its end-of-text tokens. temperature 0 is greedy;
+    What all prompts begin with is encoded once. The checkpoint's own generation settings are set aside, but for its
+    end-of-text tokens. temperature 0 is greedy;
     above, a prompt's draws depend on `seed` and its text alone. `on_batch` gets the number of prompts done after every
     batch, longest prompts first. Raises ValueError for a model that cannot generate, and before any work for prompts that
     leave no room in its positions.
@@ -54,20 +56,21 @@ def generate(
         max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, eos_token_id=ends or None, pad_token_id=padding
     )
     outputs = [""] * len(prompts)
-    order = sorted(
-        range(len(prompts)), key=lambda number: -len(tokens[number])
-    )  # the longest first: memory fails early
+    # The longest first: memory fails early.
+    order = sorted(range(len(prompts)), key=lambda number: -len(tokens[number]))
     own, training = model.generation_config, model.training
     model.generation_config = GenerationConfig()  # what a call leaves open is filled from here
     model.eval()
     try:
+        shared, cache = _encode_shared(model, tokens)
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            ids, mask = _pad_left([tokens[number] for number in batch], padding, model.device)
+            ids, mask = _pad_left([tokens[number] for number in batch], shared, padding, model.device)
             sampling = [SeededSampling(temperature, [_seed(seed, prompts[number]) for number in batch])]
             written = model.generate(
                 input_ids=ids,
                 attention_mask=mask,
+                past_key_values=_repeated(cache, len(batch)),
                 generation_config=settings,
                 logits_processor=sampling if temperature > 0 else [],
             )
@@ -106,12 +109,36 @@ def end_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int
     return sorted(ends)
 
 
-def _pad_left(rows: list[list[int]], padding: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """ids and attention mask, both (rows, longest)."""
+def _encode_shared(model: nn.Module, rows: list[list[int]]) -> tuple[int, DynamicCache | None]:
+    """How many first tokens all rows share (a subject's header and shots), each keeping one of its own, and the model's
+    keys and values of them; 0 and None where nothing is to gain, or the model keeps something else."""
+    if len(rows) < 2:
+        return 0, None
+    first, last = min(rows), max(rows)  # in the order of lists, so that what these two share all share
+    least = min(map(len, rows)) - 1
+    shared = next((place for place in range(least) if first[place] != last[place]), least)
+    if shared < 1:
+        return 0, None
+    ids = torch.tensor([first[:shared]], device=model.device)
+    cache = model.base_model(ids, use_cache=True).past_key_values
+    return (shared, cache) if type(cache) is DynamicCache else (0, None)
+
+
+def _repeated(cache: DynamicCache | None, rows: int) -> DynamicCache | None:
+    """A copy for a batch: generating adds to it."""
+    if cache is None:
+        return None
+    cache = copy.deepcopy(cache)
+    cache.batch_repeat_interleave(rows)
+    return cache
+
+
+def _pad_left(rows: list[list[int]], shared: int, padding: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """ids and attention mask, both (rows, longest), padded after the first `shared` tokens of each."""
     longest = max(map(len, rows))
-    ids = torch.tensor([[padding] * (longest - len(row)) + row for row in rows], device=device)
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, mask
+    ids = [[*row[:shared], *[padding] * (longest - len(row)), *row[shared:]] for row in rows]
+    mask = [[1] * shared + [0] * (longest - len(row)) + [1] * (len(row) - shared) for row in rows]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
 def _seed(seed: int, prompt: str) -> int:

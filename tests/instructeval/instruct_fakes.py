@@ -161,7 +161,11 @@ class ScriptedModel(torch.nn.Module):
         self.config = SimpleNamespace(max_position_embeddings=positions)
         self.generation_config = transformers.GenerationConfig(eos_token_id=257)
 
-    def generate(self, input_ids, attention_mask, generation_config, logits_processor):
+    def base_model(self, ids, use_cache):
+        return SimpleNamespace(past_key_values=None)  # nothing that could be handed on
+
+    def generate(self, input_ids, attention_mask, past_key_values, generation_config, logits_processor):
+        assert past_key_values is None
         tokenizer, written = byte_tokenizer(), []
         for ids, mask in zip(input_ids, attention_mask, strict=True):
             assert ids[mask.bool()][0] == 256  # BOS stands after the padding

@@ -46,6 +46,31 @@ def test_any_batch_size_writes_what_the_literal_loop_writes_in_the_order_given(b
     assert len(set(expected)) > 6  # outputs differ, so a mix-up would show
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_what_all_prompts_begin_with_is_read_once(batch_size):
+    """As shots are: 60 tokens that 13 prompts share, beginning of text included."""
+    start = "".join(random.Random(1).choices("abcdef \n", k=59))
+    prompts = [start, *(start + prompt for prompt in PROMPTS)]
+    expected = [literal(tiny_llama(), byte_tokenizer(), prompt, NEW) for prompt in prompts]
+    read = []
+    hook = tiny_llama().model.register_forward_pre_hook(
+        lambda _, args, kwargs: read.append((args or (kwargs["input_ids"],))[0].numel()), with_kwargs=True
+    )
+    try:
+        assert written(batch_size, prompts=prompts) == expected
+    finally:
+        hook.remove()
+    assert read[0] == 59  # `start` itself keeps its last token
+    lengths = sorted((len(prompt) + 1 - 59 for prompt in prompts), reverse=True)
+    batches = [lengths[place : place + batch_size] for place in range(0, len(lengths), batch_size)]
+    assert {len(batch) * batch[0] for batch in batches} <= set(read[1:])
+    assert max(read[1:]) == len(batches[0]) * batches[0][0]
+
+
+def test_the_same_prompt_twice_is_written_alike():
+    assert written(8, prompts=[PROMPTS[0]] * 3) == written(1, prompts=[PROMPTS[0]]) * 3
+
+
 def test_a_row_stops_at_its_own_end_and_others_go_on():
     """Tokens that this model often writes are made ends, so that rows end at different lengths."""
     model = tiny_llama()
@@ -68,7 +93,7 @@ def test_decoding_ends_when_every_row_has_ended():
     try:
         model.generation_config = transformers.GenerationConfig(eos_token_id=list(range(256)))
         assert written(8, prompts=PROMPTS[:8]) == [""] * 8
-        assert len(steps) == 1
+        assert len(steps) == 1  # after what they share, which the layers below the output read
     finally:
         model.generation_config = before
         hook.remove()
