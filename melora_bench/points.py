@@ -120,6 +120,12 @@ class Point:
         seeds = self.config["seeds"]
         return [seeds if (self.output(*seeds) / "checkpoint.pt").exists() else todo] if todo else []
 
+    def halved(self, seeds: list[int]) -> list[list[int]]:
+        """Two packs instead of one that was too large, whose checkpoint goes, so that a later start does not go on with it."""
+        (self.output(*seeds) / "checkpoint.pt").unlink(missing_ok=True)
+        half = -(-len(seeds) // 2)
+        return [seeds[:half], seeds[half:]]
+
     @property
     def lock(self) -> Path:
         return self.output().with_name(f"{self.name}.lock")

@@ -1,6 +1,7 @@
 """Running one point: which seeds are still to be done, training them side by side, one record for each."""
 
 import contextlib
+import gc
 import importlib.util
 import logging
 import os
@@ -53,21 +54,27 @@ def run(cfg: DictConfig, choices: dict) -> list[Path]:
                 log.info(
                     "busy  %s  another process holds it: seeds %s are left to it, or to a later start", about, todo
                 )
-            paths, failures = [], []
-            for seeds in point.packs(todo) if mine else []:
+            paths, failures, packs = [], [], point.packs(todo) if mine else []
+            while packs:
+                seeds, *packs = packs
                 try:
                     paths += PackedRun(point, seeds).execute()
                 except ValueError as error:  # the seeds of another pack are none the worse for it
                     failures.append(error.with_traceback(None))
+                except torch.OutOfMemoryError:
+                    if len(seeds) == 1 or _processes() > 1:
+                        raise
+                    packs = [*point.halved(seeds), *packs]
+                    log.warning("waves  %s  %d seeds side by side are too many for the device's memory: %s", about,
+                                len(seeds), " then ".join(map(str, packs)))  # fmt: skip
             if failures:
                 raise failures[0]
             return paths
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError):
-            size = f"batch_size={point.config['batch_size']} x {len(point.config['seeds'])} seeds"
             error = ValueError(
-                f"the device is out of memory at {size}: raise accumulation or give fewer seeds at a time; "
-                "the checkpoint of the last evaluation is kept"
+                f"the device is out of memory at batch_size={point.config['batch_size']}: raise accumulation; "
+                "the next start goes on from the last evaluation's checkpoint, if there was one"
             )
         expected = isinstance(error, ValueError | InstantiationException)
         line = _one_line(error) if expected else f"{type(error).__name__}: {_one_line(error)}"
@@ -77,7 +84,7 @@ def run(cfg: DictConfig, choices: dict) -> list[Path]:
                 if not point.record(seed):
                     write_text(point.output(seed) / "error.txt", f"{line}\n\n{traceback.format_exc()}")
     # Outside the except block: a sweep keeps the exception, which must not keep the failed run's model alive.
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if _processes() > 1:
         os._exit(1)  # the other processes wait for this one: their launcher ends them
     raise RunError(f"error: {line}")
 
@@ -97,6 +104,10 @@ class PackedRun:
         self.point, self.seeds, self.config = point, seeds, config
         self.started, self.clock, self.seconds_before = records.now(), time.perf_counter(), 0.0
         self.resumed_at: list[int] = []
+        if torch.cuda.is_available():  # of a run before this one, whose error may have kept it alive
+            gc.collect()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         AcceleratorState._reset_state(reset_partial_state=False)  # an earlier run may have had another precision
@@ -319,7 +330,7 @@ def _one_line(error: BaseException) -> str:
 
 def _agreed(value: object) -> object:
     """What the first process found, in every process: files may appear between one process's look and another's."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if _processes() == 1:
         return value
     PartialState(cpu=not torch.cuda.is_available())
     return broadcast_object_list([value])[0]
@@ -327,3 +338,7 @@ def _agreed(value: object) -> object:
 
 def _is_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))

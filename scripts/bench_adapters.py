@@ -96,6 +96,21 @@ def once(layer: nn.Module, x: Tensor, grad: Tensor, autocast) -> tuple[float, in
     return seconds, torch.cuda.max_memory_allocated() - before if cuda else None
 
 
+def write(name: str, settings: dict, rows: dict[str, dict], lines: list[str]) -> None:
+    """results/bench/<name>_<cpu or cuda>.json and .md: what was measured, with which settings, on what; prints the table."""
+    cuda = torch.cuda.is_available()
+    about = {"device": device_name(cuda), "torch": torch.__version__, **git_state()}
+    stem = ROOT / "results" / "bench" / f"{name}_{'cuda' if cuda else 'cpu'}"
+    settings = {key: value for key, value in settings.items() if key != "data"}  # a place on this machine
+    write_text(
+        stem.with_suffix(".json"), json.dumps({"about": about, "settings": settings, "rows": rows}, indent=1) + "\n"
+    )
+    commit = f"{about['commit'][:10]}{' with local changes' * bool(about['dirty'])}" if about["commit"] else "unknown"
+    text = "\n".join([*lines, "", f"{about['device']}, torch {torch.__version__}, commit {commit}"]) + "\n"
+    write_text(stem.with_suffix(".md"), text)
+    print(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("tokens", 2048), ("width", 768), ("repeats", 20), ("seeds", 1)):
@@ -103,7 +118,6 @@ def main() -> None:
     options = parser.parse_args()
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
-    where = device_name(cuda)
     found = layers(options.width, options.seeds, device)
     x, grad = (torch.randn(options.seeds, options.tokens, options.width, device=device) for _ in range(2))
     rows: dict[str, dict] = {name: {} for name in found}
@@ -118,12 +132,9 @@ def main() -> None:
                     rows[name][f"{precision}_memory"] = memory
         for name, times in seconds.items():
             rows[name][f"{precision}_ms"] = 1000 * statistics.median(times)
-    about = {**vars(options), "device": where, "torch": torch.__version__, "git": git_state()}
-    stem = ROOT / "results" / "bench" / f"adapters_{'cuda' if cuda else 'cpu'}"
-    write_text(stem.with_suffix(".json"), json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
     lines = [
         f"{options.seeds} x {options.tokens} tokens through one {options.width} x {options.width} layer, forward and backward, "
-        f"median of {options.repeats}; {where}, torch {torch.__version__}",
+        f"median of {options.repeats}",
         "",
         "| layer | fp32 ms | x frozen | bf16 ms | x frozen |" + (" fp32 MB | bf16 MB |" if cuda else ""),
         "| --- |" + " ---: |" * (6 if cuda else 4),
@@ -135,9 +146,7 @@ def main() -> None:
             cells += [f"{ms:.1f}", f"{ms / rows['frozen'][f'{precision}_ms']:.2f}"]
         cells += [f"{row[f'{precision}_memory'] / 1e6:.0f}" for precision in ("fp32", "bf16")] if cuda else []
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    text = "\n".join(lines) + "\n"
-    write_text(stem.with_suffix(".md"), text)
-    print(text)
+    write("adapters", vars(options), rows, lines)
 
 
 if __name__ == "__main__":

@@ -1,150 +1,226 @@
-"""Training rows per second on the same rows, one process after another: the no-adapter floor, stock PEFT, and ours.
+"""Training rows per second on the same rows: the no-adapter floor, stock PEFT, MELoRA slice by slice, ours, seeds side by side.
 
 `python scripts/bench_training.py` uses the embedded movie rows; `--data ROOT` (a folder with mrpc/train.parquet) uses MRPC.
-The variants are interleaved and repeated; medians and their ratios are printed. Compare ratios within one run only.
+Writes results/bench/training_<shape>_<device>.json and .md. The variants are interleaved in one process; medians are shown.
+Compare ratios of one run only.
 """
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
-VARIANTS = {
-    "floor, random order": "frozen forward and backward to the inputs, no adapter, padded per batch",
-    "floor, bucketed": "the same with rows of like length in a batch, as we draw them",
-    "PEFT LoRA + Trainer": "stock peft and transformers.Trainer, dynamic padding, random order",
-    "ours, LoRA": "r 8",
-    "ours, MELoRA n=8": "r 8",
-}
-RATE, DROPOUT, ALPHA, RANK = 4e-4, 0.05, 16, 8
+import peft
+import torch
+import transformers
+from bench_adapters import LiteralMELoRA, write
+from torch import nn
 
+from melora_bench import records
+from melora_bench.batches import epoch_order
+from melora_bench.methods.base import target_linears
+from melora_bench.points import build, compose_run
+from melora_bench.run import load_task, run
 
-def overrides(options: argparse.Namespace) -> list[str]:
-    source = (
-        ["data=local", f"data.root={options.data}", "task=mrpc"] if options.data else ["data=embedded", "task=movie"]
-    )
-    rows = [f"max_train_rows={options.rows}", "max_eval_rows=8", f"batch_size={options.batch}", "epochs=1"]
-    method = [f"method.lora_dropout={DROPOUT}", f"method.alpha={ALPHA}", f"method.r={RANK}"]
-    return [*source, *rows, f"lr={RATE}", *method]
-
-
-def load(options: argparse.Namespace):
-    """The backbone and the tokenised training rows, through the suite's own loaders."""
-    from hydra.utils import instantiate
-
-    from melora_bench.points import compose_run
-
-    cfg, _ = compose_run(overrides(options))
-    task, backbone, source = (instantiate(cfg[group], _convert_="all") for group in ("task", "backbone", "data"))
-    limits = {"max_length": cfg.max_length, "max_train_rows": cfg.max_train_rows, "max_eval_rows": cfg.max_eval_rows}
-    task.load(source, backbone.tokenizer(), **limits)
-    return backbone, task.train
+RATE, N = 4e-4, 8
+DROPOUT, ALPHA, RANK = 0.05, 16, 8  # as configs/method has them
+METHODS = {
+    "LoRA": ["method=lora"], "head alone": ["method=head"], "LoRA-FA": ["method=lora_fa"], "VeRA": ["method=vera"],
+    "DyLoRA": ["method=dylora"], "AdaLoRA": ["method=adalora", "method.delta_t=1"], "Delta-LoRA": ["method=delta_lora"],
+    "Multi-LoRA n=2": ["method=multi_lora"], "Share-LoRA n=2": ["method=share_lora"],
+    "MPLoRA n=2": ["method=mplora", "method.n=2"], "full fine-tuning": ["method=full"],
+    **{f"MELoRA n={n}": ["method=melora", f"method.n={n}"] for n in (2, 8, 64)},
+}  # fmt: skip
 
 
-def floor(options: argparse.Namespace, bucket: int) -> float:
-    """Seconds of one epoch of the frozen model, gradients flowing to the embeddings."""
-    import torch
+class Allocate(transformers.TrainerCallback):
+    """What PEFT asks of a loop that trains its AdaLoRA."""
 
-    from melora_bench.batches import epoch_order
-
-    backbone, split = load(options)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = backbone.model(2).train().requires_grad_(False).to(device)
-    embed = model.get_input_embeddings()
-    start = time.perf_counter()
-    for rows in epoch_order(split.lengths, seed=0, epoch=0, batch_size=options.batch, bucket=bucket):
-        batch = {name: value.to(device) for name, value in split.collate(rows).items()}
-        inputs = embed(batch.pop("input_ids")).requires_grad_()
-        labels = batch.pop("labels")
-        torch.nn.functional.cross_entropy(model(inputs_embeds=inputs, **batch).logits, labels).backward()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    def on_optimizer_step(self, args, state, control, model, **_) -> None:
+        model.base_model.update_and_allocate(state.global_step)
 
 
-def stock(options: argparse.Namespace) -> float:
-    """Seconds of one epoch of PEFT's LoRA under transformers.Trainer."""
-    import peft
-    import transformers
+class Bench:
+    """Each method trains one epoch on the first rows and returns (rows per second, peak bytes on a GPU or None)."""
 
-    backbone, split = load(options)
-    config = peft.LoraConfig(
-        task_type="SEQ_CLS", r=RANK, lora_alpha=ALPHA, lora_dropout=DROPOUT, target_modules=backbone.target_modules
-    )
-    names = ("input_ids", "token_type_ids", "labels")
-    parts = [[int(v) for v in split.labels]]
-    flat = [split.ids] + ([split.types] if split.types is not None else [])
-    parts[:0] = [
-        [array[a:b].tolist() for a, b in zip(split.offsets, split.offsets[1:], strict=False)] for array in flat
-    ]
-    names = [name for name in names if name != "token_type_ids" or split.types is not None]
-    rows = [dict(zip(names, row, strict=True)) for row in zip(*parts, strict=True)]
-    with tempfile.TemporaryDirectory() as folder:
+    def __init__(self, options: argparse.Namespace, folder: str) -> None:
+        self.batch, self.precision, self.folder = options.batch, options.precision, folder
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        data = ["data=local", f"data.root={options.data}", "task=mrpc"] if options.data else ["task=movie"]
+        self.overrides = [*data, "backbone=minilm", "max_eval_rows=8", f"batch_size={options.batch}", "epochs=1",
+                          f"lr={RATE}", f"precision={options.precision}"]  # fmt: skip
+        if options.shape == "roberta-base":
+            self.overrides.append(f"backbone.path={self._random_base()}")
+        config = compose_run([*self.overrides, f"max_train_rows={options.rows}"])[0]
+        self.backbone = build(config.backbone, "backbone")
+        self.split = load_task(config, self.backbone)[0].train
+
+    def floor(self, rows: int, bucket: int) -> tuple[float, int | None]:
+        """The frozen model, gradients flowing to the embeddings."""
+        model = self.backbone.model(2).train().requires_grad_(False).to(self.device)
+        embed = model.get_input_embeddings()
+        lengths = self.split.lengths[:rows]
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        start = self._start()
+        for chosen in epoch_order(lengths, seed=0, epoch=0, batch_size=self.batch, bucket=bucket):
+            batch = {name: value.to(self.device) for name, value in self.split.collate(chosen).items()}
+            inputs, labels = embed(batch.pop("input_ids")).requires_grad_(), batch.pop("labels")
+            with autocast:
+                loss = nn.functional.cross_entropy(model(inputs_embeds=inputs, **batch).logits, labels)
+            loss.backward()
+        return self._end(rows, start)
+
+    def stock(self, rows: int, adapt: Callable, callbacks: tuple = (), **padding) -> tuple[float, int | None]:
+        """transformers.Trainer on the model that `adapt` makes, batches drawn at random."""
         arguments = transformers.TrainingArguments(
-            output_dir=folder, per_device_train_batch_size=options.batch, num_train_epochs=1, learning_rate=RATE,
-            report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
+            output_dir=f"{self.folder}/trainer", per_device_train_batch_size=self.batch, num_train_epochs=1,
+            learning_rate=RATE, bf16=self.precision == "bf16", report_to=[], save_strategy="no", logging_strategy="no",
+            disable_tqdm=True,
         )  # fmt: skip
+        columns = {"input_ids": self.split.ids, "token_type_ids": self.split.types}
+        cells = {
+            name: [flat[a:b].tolist() for a, b in zip(self.split.offsets, self.split.offsets[1:], strict=False)]
+            for name, flat in columns.items() if flat is not None
+        } | {"labels": self.split.labels.tolist()}  # fmt: skip
         trainer = transformers.Trainer(
-            model=peft.get_peft_model(backbone.model(2), config), args=arguments, train_dataset=rows,
-            data_collator=transformers.DataCollatorWithPadding(backbone.tokenizer()),
+            model=adapt(self.backbone.model(2), -(-rows // self.batch)), args=arguments, callbacks=list(callbacks),
+            train_dataset=[{name: column[row] for name, column in cells.items()} for row in range(rows)],
+            data_collator=transformers.DataCollatorWithPadding(self.backbone.tokenizer(), **padding),
         )  # fmt: skip
-        return trainer.train().metrics["train_runtime"]
+        trainer.remove_callback(transformers.PrinterCallback)
+        start = self._start()
+        trainer.train()
+        return self._end(rows, start)
+
+    def lora(self, model: nn.Module, steps: int) -> nn.Module:
+        return peft.get_peft_model(model, peft.LoraConfig(r=RANK, **self._peft()))
+
+    def adalora(self, model: nn.Module, steps: int) -> nn.Module:
+        config = peft.AdaLoraConfig(init_r=12, target_r=RANK, tinit=0, tfinal=1, total_step=steps, **self._peft())
+        return peft.get_peft_model(model, config)
+
+    def literal(self, model: nn.Module, steps: int) -> nn.Module:
+        model.requires_grad_(False)
+        for name, base in target_linears(model, self.backbone.target_modules):
+            model.set_submodule(name, LiteralMELoRA(base, N, RANK, DROPOUT))
+        model.get_submodule(self.backbone.head).requires_grad_()
+        return model
+
+    def ours(self, rows: int, method: list[str], seeds: int = 1) -> tuple[float, int | None]:
+        """The suite's own run, evaluation not counted; `rows` of each seed."""
+        with tempfile.TemporaryDirectory(dir=self.folder) as place:
+            places = [f"results_dir={place}/results", f"output_dir={place}/outputs"]
+            seed_list = f"seeds={list(range(seeds))}".replace(" ", "")
+            cfg, choices = compose_run([*method, *self.overrides, f"max_train_rows={rows}", seed_list, *places])
+            record = records.load(run(cfg, choices)[0])
+        return seeds * rows / record.epochs[0]["train_seconds"], record.peak_memory_bytes
+
+    def _peft(self) -> dict:
+        return {"task_type": "SEQ_CLS", "lora_alpha": ALPHA, "lora_dropout": DROPOUT,
+                "target_modules": self.backbone.target_modules}  # fmt: skip
+
+    def _random_base(self) -> Path:
+        """A checkpoint of RoBERTa-base's shape with random weights and MiniLM's tokenizer."""
+        path = Path(self.folder) / "roberta-base"
+        config = transformers.BertConfig()  # 12 layers, hidden 768, 12 heads: the two share these
+        transformers.BertForSequenceClassification(config).save_pretrained(path)
+        build(compose_run(self.overrides)[0].backbone, "backbone").tokenizer().save_pretrained(path)
+        return path
+
+    def _start(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        return time.perf_counter()
+
+    def _end(self, rows: int, start: float) -> tuple[float, int | None]:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None
+        return rows / (time.perf_counter() - start), peak
 
 
-def ours(options: argparse.Namespace, *method: str) -> float:
-    """Seconds of one epoch through the suite's own run, evaluation not counted."""
-    from melora_bench import records
-    from melora_bench.points import compose_run
-    from melora_bench.run import run
-
-    with tempfile.TemporaryDirectory() as folder:
-        places = [f"results_dir={folder}/results", f"output_dir={folder}/outputs"]
-        cfg, choices = compose_run([*method, *overrides(options), *places])
-        [path] = run(cfg, choices)
-        return records.load(path).epochs[0]["train_seconds"]
+def few(options: argparse.Namespace) -> int:
+    """How many rows the longer lists are measured on."""
+    return max(options.rows // 3, 4 * options.batch)
 
 
-def measure(variant: str, options: argparse.Namespace) -> float:
-    if variant == "floor, random order":
-        return floor(options, bucket=1)
-    if variant == "floor, bucketed":
-        return floor(options, bucket=50)
-    if variant == "PEFT LoRA + Trainer":
-        return stock(options)
-    return ours(options, *(["method=lora"] if variant == "ours, LoRA" else ["method=melora", "method.n=8"]))
+def variants(bench: Bench, options: argparse.Namespace) -> dict[str, dict[str, Callable]]:
+    """{what is compared: {variant: a call that measures it}}; the first of each is what the others are divided by."""
+    rows, fewer = options.rows, few(options)
+    melora = METHODS[f"MELoRA n={N}"]
+    peers = {
+        "PEFT LoRA + Trainer": partial(bench.stock, rows, bench.lora),
+        "PEFT AdaLoRA + Trainer": partial(bench.stock, rows, bench.adalora, (Allocate(),)),
+        "MELoRA slice by slice + Trainer": partial(bench.stock, rows, bench.literal),
+        "the same, padded to 256 (official recipe)": partial(
+            bench.stock, min(rows, 2 * options.batch), bench.literal, padding="max_length", max_length=256),
+        "no adapter, random order": partial(bench.floor, rows, 1),
+        "no adapter, rows of like length together": partial(bench.floor, rows, 50),
+        "ours, LoRA": partial(bench.ours, rows, METHODS["LoRA"]),
+        f"ours, MELoRA n={N}": partial(bench.ours, rows, melora),
+    }  # fmt: skip
+    return {
+        "peers": peers,
+        "methods": {name: partial(bench.ours, fewer, method) for name, method in METHODS.items()},
+        "seeds": {f"R = {R}": partial(bench.ours, fewer, melora, R) for R in options.seeds},
+    }
+
+
+TITLES = {
+    "peers": "{rows} rows, r {RANK}, dropout {DROPOUT}; rows/s, and times PEFT's LoRA",
+    "methods": "Every method of ours, {few} rows; rows/s, and times LoRA's",
+    "seeds": "Seeds side by side, MELoRA n={N}, {few} rows of each; rows/s of all seeds, and times one seed's",
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=480)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--data", help="a data root with mrpc/; default: the embedded movie rows")
+    for name, value in (("rows", 320), ("batch", 32), ("repeats", 3)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 5], help="how many seeds to pack")
     parser.add_argument(
-        "--variant", choices=VARIANTS, help=argparse.SUPPRESS
-    )  # one measurement, in a process of its own
+        "--shape", choices=("minilm", "roberta-base"), default="minilm", help="roberta-base: random weights"
+    )
+    parser.add_argument("--precision", choices=("no", "bf16"), default="no")
+    parser.add_argument("--data", help="a data root with mrpc/; default: the embedded movie rows")
+    parser.add_argument("--compare", nargs="+", choices=TITLES, default=list(TITLES))
     options = parser.parse_args()
-    if options.variant:
-        print(json.dumps(measure(options.variant, options)))
-        return
-    seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-    for _ in range(options.repeats):
-        for variant in VARIANTS:
-            command = [sys.executable, __file__, *sys.argv[1:], "--variant", variant]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                sys.exit(f"{variant} failed:\n{done.stderr}")
-            seconds[variant].append(json.loads(done.stdout.splitlines()[-1]))
-    rates = {variant: options.rows / statistics.median(times) for variant, times in seconds.items()}
-    task = "MRPC" if options.data else "movie"
-    print(f"{options.rows} {task} rows, batch {options.batch}, one epoch, median of {options.repeats}")
-    print("| variant | rows/s | x PEFT + Trainer | x bucketed floor | |\n| --- | ---: | ---: | ---: | --- |")
-    for variant, rate in rates.items():
-        ratios = [rate / rates[other] for other in ("PEFT LoRA + Trainer", "floor, bucketed")]
-        print(f"| {variant} | {rate:.1f} | {ratios[0]:.2f} | {ratios[1]:.2f} | {VARIANTS[variant]} |")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(options, folder)
+        chosen = {group: found for group, found in variants(bench, options).items() if group in options.compare}
+        bench.floor(2 * options.batch, 1)  # the first pass of a process is slower
+        measured: dict[str, dict[str, list]] = {group: {name: [] for name in found} for group, found in chosen.items()}
+        for _ in range(options.repeats):
+            for group, found in chosen.items():
+                for name, measure in found.items():
+                    measured[group][name].append(measure())
+    lines = [f"{'MRPC' if options.data else 'movie'} rows, batch {options.batch}, one epoch, precision {options.precision}, "
+             f"shape of {options.shape}, median of {options.repeats} interleaved repeats"]  # fmt: skip
+    rows, cuda = {}, bench.device.type == "cuda"
+    for group, found in measured.items():
+        title = TITLES[group].format(**vars(options), few=few(options), RANK=RANK, N=N, DROPOUT=DROPOUT)
+        lines += [
+            "",
+            title,
+            "",
+            "| | rows/s | ratio |" + " peak GB |" * cuda,
+            "| --- | ---: | ---: |" + " ---: |" * cuda,
+        ]
+        rates = {name: statistics.median(rate for rate, _ in each) for name, each in found.items()}
+        for name, rate in rates.items():
+            peak = max(peak for _, peak in found[name]) if cuda else None
+            rows[f"{group}: {name}"] = {"rows_per_second": [rate for rate, _ in found[name]], "peak_bytes": peak}
+            cells = [name, f"{rate:.1f}", f"{rate / next(iter(rates.values())):.2f}"] + (
+                [f"{peak / 1e9:.2f}"] if cuda else []
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+    write(f"training_{options.shape}", vars(options), rows, lines)
 
 
 if __name__ == "__main__":

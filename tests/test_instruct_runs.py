@@ -119,7 +119,7 @@ def test_gradient_checkpointing_computes_again_and_changes_nothing(alpaca_overri
 
 def test_out_of_memory_is_one_line_and_keeps_the_checkpoint(alpaca_overrides, tmp_path, monkeypatch):
     """In the second epoch; with memory again the run goes on after the first."""
-    command, real = [*alpaca_overrides, "seeds=[0,1]"], InstructTask.loss
+    command, real = [*alpaca_overrides, "seeds=[0]"], InstructTask.loss
     steps = iter(range(100))
 
     def loss(self, model, batch, replicas):
@@ -129,18 +129,45 @@ def test_out_of_memory_is_one_line_and_keeps_the_checkpoint(alpaca_overrides, tm
 
     monkeypatch.setattr(InstructTask, "loss", loss)
     line = (
-        "error: the device is out of memory at batch_size=16 x 2 seeds: raise accumulation or give fewer seeds at a time; "
-        "the checkpoint of the last evaluation is kept"
+        "error: the device is out of memory at batch_size=16: raise accumulation; "
+        "the next start goes on from the last evaluation's checkpoint, if there was one"
     )
     with pytest.raises(RunError) as caught:
         run_point(command)
     assert str(caught.value) == line
     assert len(list((tmp_path / "outputs").rglob("checkpoint.pt"))) == 1
-    notes = list((tmp_path / "outputs").rglob("error.txt"))
-    assert [f"error: {note.read_text().splitlines()[0]}" for note in notes] == [line] * 2
+    [note] = (tmp_path / "outputs").rglob("error.txt")
+    assert f"error: {note.read_text().splitlines()[0]}" == line
     monkeypatch.setattr(InstructTask, "loss", real)
-    assert [records.load(path).resumed_at for path in run_point(command)] == [[1], [1]]
+    assert [records.load(path).resumed_at for path in run_point(command)] == [[1]]
     assert not list((tmp_path / "outputs").rglob("checkpoint.pt")) + list((tmp_path / "outputs").rglob("error.txt"))
+
+
+def test_seeds_that_do_not_fit_side_by_side_are_trained_in_waves(alpaca_overrides, tmp_path, monkeypatch, caplog):
+    """Five seeds on a device that holds two; the whole pack fails in its second epoch, when it has a checkpoint."""
+    real, trained = InstructTask.loss, []
+
+    def loss(self, model, batch, replicas):
+        trained.append(replicas)
+        if replicas > 2 and trained.count(replicas) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return real(self, model, batch, replicas)
+
+    monkeypatch.setattr(InstructTask, "loss", loss)
+    command = [*alpaca_overrides, "seeds=[0,1,2,3,4]", "method.lora_dropout=0"]
+    with caplog.at_level("WARNING"):
+        found = [records.load(path) for path in run_point(command)]
+    assert [(record.seed, record.packed_with, record.resumed_at) for record in found] == [
+        (0, [1], []), (1, [0], []), (2, [], []), (3, [4], []), (4, [3], [])
+    ]  # fmt: skip
+    waves = [line.split("memory: ")[1] for line in caplog.messages if line.startswith("waves")]
+    assert waves == ["[0, 1, 2] then [3, 4]", "[0, 1] then [2] then [3, 4]"]
+    assert not list((tmp_path / "outputs").rglob("checkpoint.pt"))
+    monkeypatch.setattr(InstructTask, "loss", real)
+    places = [f"results_dir={tmp_path}/whole", f"output_dir={tmp_path}/whole"]
+    whole = [records.load(path) for path in run_point([*command, *places])]
+    for one, other in zip(found, whole, strict=True):
+        assert one.epochs[-1]["metrics"] == pytest.approx(other.epochs[-1]["metrics"], rel=1e-4)
 
 
 def test_full_fine_tuning_trains_every_tensor(alpaca_overrides, tiny_llama, tmp_path):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from melora_bench.methods.base import AdapterLayer, Method, require_positive
+from melora_bench.methods.dropout import Dropout
 
 
 class AdaLoRALayer(AdapterLayer):
@@ -16,7 +17,7 @@ class AdaLoRALayer(AdapterLayer):
         self.P = nn.Parameter(torch.empty(replicas, base.out_features, r))
         self.E = nn.Parameter(torch.zeros(replicas, r))
         self.Q = nn.Parameter(torch.empty(replicas, r, base.in_features))
-        self.dropout = nn.Dropout(lora_dropout)
+        self.dropout = Dropout(lora_dropout)
         self.scaling = alpha / r
 
     def reset_parameters(self, generators: list[torch.Generator]) -> None:

@@ -101,7 +101,9 @@ class Method:
     """
 
     packs: ClassVar[bool] = True  # False: one seed at a time, as its trained tensors have no replica axis
-    version: int  # raised when a code change changes numbers; part of the config hash
+    version: (
+        int  # raised when a code change changes results beyond rounding and the draws of one law; in the config hash
+    )
     target_modules: list[str]  # name endings of the linear layers to adapt, as in PEFT
     layers: dict[str, AdapterLayer] = field(default_factory=dict, init=False, repr=False)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from melora_bench.methods.base import AdapterLayer, Method, init_a, require_positive
+from melora_bench.methods.dropout import Dropout
 
 
 class LoRALayer(AdapterLayer):
@@ -15,7 +16,7 @@ class LoRALayer(AdapterLayer):
         super().__init__(base, replicas)
         self.A = nn.Parameter(torch.empty(replicas, r, base.in_features))
         self.B = nn.Parameter(torch.zeros(replicas, base.out_features, r))
-        self.dropout = nn.Dropout(lora_dropout)
+        self.dropout = Dropout(lora_dropout)
         self.scaling = alpha / r
         self.init = init_a(init)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from melora_bench.methods.base import AdapterLayer, Method, init_a, require_positive
+from melora_bench.methods.dropout import Dropout
 
 
 class MELoRALayer(AdapterLayer):
@@ -24,7 +25,7 @@ class MELoRALayer(AdapterLayer):
             raise ValueError(f"method.n={n} must divide d_in={d_in} and d_out={d_out} of every adapted layer")
         self.A = nn.Parameter(torch.empty(replicas, n, r, d_in // n))
         self.B = nn.Parameter(torch.zeros(replicas, n, d_out // n, r))
-        self.dropout = nn.Dropout(lora_dropout)
+        self.dropout = Dropout(lora_dropout)
         self.scaling = alpha / r
         self.init = init_a(init)
 

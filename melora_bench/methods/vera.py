@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from melora_bench.methods.base import AdapterLayer, Method, require_positive
+from melora_bench.methods.dropout import Dropout
 from melora_bench.seeding import generator
 
 
@@ -29,7 +30,7 @@ class VeRALayer(AdapterLayer):
         super().__init__(base, replicas)
         self.d = nn.Parameter(torch.full((replicas, r), float(d_initial)))
         self.b = nn.Parameter(torch.zeros(replicas, base.out_features))
-        self.dropout = nn.Dropout(lora_dropout)
+        self.dropout = Dropout(lora_dropout)
 
     def reset_parameters(self, generators: list[torch.Generator]) -> None:
         """Nothing of a layer's own is random."""

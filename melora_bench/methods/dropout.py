@@ -1,0 +1,38 @@
+"""Dropout for adapters: torch's own on a GPU; on a CPU, where random numbers are dear, 16 random bits per element."""
+
+import torch
+from torch import Tensor, nn
+
+STEPS = 1 << 16
+
+
+class Dropout(nn.Dropout):
+    """Zeroes elements with probability p, divides the others by 1 - p; p is taken as the nearest multiple of 2^-16.
+
+    Draws come from torch's default generator of the input's device. Raises ValueError for p outside 0 to 1.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        dropped = round(self.p * STEPS)
+        if not self.training or dropped == 0:
+            return x
+        if x.device.type != "cpu" or dropped == STEPS:
+            return super().forward(x)
+        return _Masked.apply(x, dropped)
+
+
+class _Masked(torch.autograd.Function):
+    """One byte per element is kept for the backward pass, where nn.Dropout keeps a number of x's type."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, dropped: int) -> Tensor:
+        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None)  # all 64 bits
+        keep = words.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - STEPS // 2
+        ctx.save_for_backward(keep)
+        ctx.scale = STEPS / (STEPS - dropped)
+        return (x * keep).mul_(ctx.scale)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (keep,) = ctx.saved_tensors
+        return (grad * keep).mul_(ctx.scale), None

@@ -1,0 +1,93 @@
+"""The law of the adapters' dropout, by moments; its gradient, by the mask that the output shows."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from melora_bench.methods.dropout import Dropout
+
+N = 1 << 20
+
+
+@pytest.mark.parametrize("p", [0.05, 0.1, 0.5, 0.9, 2**-10])
+def test_elements_fall_away_with_probability_p_and_the_mean_stays(p):
+    torch.manual_seed(0)
+    out = Dropout(p)(torch.ones(N))
+    kept = out != 0
+    assert abs((~kept).double().mean() - p) < 5 * math.sqrt(p * (1 - p) / N)
+    assert torch.unique(out[kept]).tolist() == pytest.approx([1 / (1 - p)], rel=2e-4)
+    assert abs(out.double().mean() - 1) < 5 * math.sqrt(p / (1 - p) / N)
+
+
+@pytest.mark.parametrize("lag", [1, 2, 3, 4, 768])
+def test_elements_fall_away_independently(lag):
+    """Four neighbours come of one random word; 768 apart is the next token's same feature."""
+    torch.manual_seed(1)
+    gone = (Dropout(0.3)(torch.ones(N)) == 0).double() - 0.3
+    correlation = (gone[:-lag] * gone[lag:]).mean() / (0.3 * 0.7)
+    assert abs(correlation) < 5 / math.sqrt(N)
+
+
+def test_every_place_of_a_word_has_the_same_law():
+    torch.manual_seed(2)
+    gone = (Dropout(0.05)(torch.ones(N)) == 0).view(-1, 4).double().mean(0)
+    assert (gone - 0.05).abs().max() < 5 * math.sqrt(0.05 * 0.95 / (N / 4))
+
+
+def test_two_calls_and_two_processes_of_one_seed_draw_as_they_should():
+    layer, x = Dropout(0.5), torch.ones(4096)
+    torch.manual_seed(3)
+    first, second = layer(x), layer(x)
+    torch.manual_seed(3)
+    assert torch.equal(layer(x), first)
+    assert abs(((first != 0) == (second != 0)).double().mean() - 0.5) < 5 * 0.5 / math.sqrt(4096)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7), (1, 2, 4), (1,), (0, 4)])
+def test_the_gradient_is_the_masks(shape):
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    grad = torch.randn(shape, dtype=torch.float64)
+    out = Dropout(0.4)(x)
+    out.backward(grad)
+    scale = torch.where(out == 0, 0.0, (out / x).detach())
+    assert torch.allclose(x.grad, grad * scale, rtol=1e-12)
+    assert x.grad.shape == out.shape == x.shape
+
+
+def test_a_view_that_is_not_contiguous_is_dropped_like_any():
+    x = torch.ones(64, 32).T
+    out = Dropout(0.5)(x)
+    assert out.shape == (32, 64)
+    assert set(out.unique().tolist()) == {0.0, 2.0}
+
+
+def test_bf16_stays_bf16():
+    out = Dropout(0.25)(torch.ones(4096, dtype=torch.bfloat16))
+    assert out.dtype == torch.bfloat16
+    assert 0.2 < (out == 0).float().mean() < 0.3
+
+
+def test_nothing_happens_in_evaluation_or_at_p_0_and_everything_at_p_1():
+    x = torch.randn(100)
+    assert Dropout(0.5).eval()(x) is x
+    assert Dropout(0.0)(x) is x
+    assert torch.equal(Dropout(1.0)(x), torch.zeros(100))
+
+
+def test_what_is_no_probability_is_refused():
+    for p in (-0.1, 1.1):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            Dropout(p)
+
+
+def test_less_is_kept_for_the_backward_pass_than_by_torchs_own():
+    def kept(layer: nn.Module) -> int:
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.nbytes) or t, lambda t: t):
+            layer(torch.ones(1000, requires_grad=True))
+        return sum(sizes)
+
+    assert kept(Dropout(0.5)) == 1000
+    assert kept(nn.Dropout(0.5)) >= 4000
