@@ -21,6 +21,7 @@ from melora_bench import checkpoints, records
 from melora_bench.backbones import check_precision
 from melora_bench.batches import TrainBatches
 from melora_bench.files import write_text
+from melora_bench.methods.dropout import replace_dropouts
 from melora_bench.points import Point, build
 from melora_bench.progress import RunProgress
 from melora_bench.schedule import Schedule
@@ -139,6 +140,7 @@ class PackedRun:
         )
         model, head = self.backbone.model(self.task.num_labels), self.backbone.head
         check_precision(model, config["precision"])
+        replace_dropouts(model)
         longest = max(int(split.lengths.max()) for split in self.task.splits.values())
         if longest > self.backbone.longest(model):
             most = self.backbone.longest(model)

@@ -1,4 +1,4 @@
-"""Dropout for adapters: torch's own on a GPU; on a CPU, where random numbers are dear, 16 random bits per element."""
+"""Dropout of adapters and backbones: torch's own on a GPU; on a CPU, where draws are dear, 16 random bits per element."""
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,13 @@ class Dropout(nn.Dropout):
         if x.device.type != "cpu" or dropped == STEPS:
             return super().forward(x)
         return _Masked.apply(x, dropped)
+
+
+def replace_dropouts(model: nn.Module) -> None:
+    """Put `Dropout` in the place of every nn.Dropout of a model."""
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Dropout:
+            model.set_submodule(name, Dropout(module.p, module.inplace))
 
 
 class _Masked(torch.autograd.Function):

@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from conftest import run_point
 from torch import nn
+from transformers import AutoModelForSequenceClassification
 
-from melora_bench.methods.dropout import Dropout
+from melora_bench.methods.dropout import Dropout, replace_dropouts
 
 N = 1 << 20
 
@@ -91,3 +93,21 @@ def test_less_is_kept_for_the_backward_pass_than_by_torchs_own():
 
     assert kept(Dropout(0.5)) == 1000
     assert kept(nn.Dropout(0.5)) >= 4000
+
+
+def test_a_models_dropouts_are_replaced_with_their_rates(tiny_roberta):
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_roberta, hidden_dropout_prob=0.25)
+    before = {name: module.p for name, module in model.named_modules() if isinstance(module, nn.Dropout)}
+    replace_dropouts(model)
+    after = {name: module.p for name, module in model.named_modules() if isinstance(module, Dropout)}
+    assert after == before
+    assert 0.25 in after.values()
+    assert not any(type(module) is nn.Dropout for module in model.modules())
+
+
+def test_a_run_trains_with_them(tiny_overrides, monkeypatch):
+    seen = []
+    real = Dropout.forward
+    monkeypatch.setattr(Dropout, "forward", lambda self, x: seen.append(self.p) or real(self, x))
+    run_point([*tiny_overrides, "backbone.dropout=0.3", "method.lora_dropout=0.2"])
+    assert {0.2, 0.3} <= set(seen)
