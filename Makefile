@@ -5,7 +5,7 @@ DONE := .venv/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock torch
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow test-gpu lint format check glue-sweep instruct-sweep instruct-quickstart plan sweep status tables figures report docs bench lock
+.PHONY: help setup quickstart test test-slow test-gpu lint format check glue-sweep instruct-sweep instruct-quickstart plan sweep status tables figures report docs bench bench-gpu lock
 
 help:  ## print every target
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-19s %s\n", $$1, $$2}'
@@ -84,9 +84,13 @@ report: figures  ## results/report.html: tables, figures, verdicts and every run
 docs: $(DONE)  ## docs/methods.md: facts of every method, counted and measured
 	$(BIN)/python scripts/methods.py
 
-bench: $(DONE)  ## what an adapter costs on one layer, and rows per second of the floor, PEFT + Trainer, and ours
+bench: $(DONE)  ## what an adapter costs on one layer, and rows per second of the floor, PEFT + Trainer, and ours, on a CPU
 	$(BIN)/python scripts/bench_adapters.py
-	$(BIN)/python scripts/bench_training.py
+	$(BIN)/python scripts/bench_training.py $(ARGS)
+
+bench-gpu: $(DONE)  ## the same on a GPU, at RoBERTa-base's shape in bf16, up to ten seeds side by side
+	$(BIN)/python scripts/bench_adapters.py --tokens 4096
+	$(BIN)/python scripts/bench_training.py --shape roberta-base --precision bf16 --batch 64 --rows 1280 --seeds 1 2 5 10 $(ARGS)
 
 lock: $(DONE)  ## write requirements.lock anew from the newest versions that pyproject.toml allows
 	$(PYTHON) -m venv .venv-lock

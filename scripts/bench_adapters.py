@@ -8,6 +8,7 @@ import argparse
 import json
 import statistics
 import time
+from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
@@ -30,6 +31,7 @@ VARIANTS = {
     **{f"MELoRA n={n}": ["method=melora", f"method.n={n}"] for n in (2, 8, 64)},
 }
 DROPOUTS = (0.0, 0.05)
+BENCH = ROOT / "results" / "bench"
 
 
 class Model(nn.Module):
@@ -97,11 +99,11 @@ def once(layer: nn.Module, x: Tensor, grad: Tensor, autocast) -> tuple[float, in
 
 
 def write(name: str, settings: dict, rows: dict[str, dict], lines: list[str]) -> None:
-    """results/bench/<name>_<cpu or cuda>.json and .md: what was measured, with which settings, on what; prints the table."""
+    """<to>/<name>_<cpu or cuda>.json and .md: what was measured, with which settings, on what; prints the table."""
     cuda = torch.cuda.is_available()
     about = {"device": device_name(cuda), "torch": torch.__version__, **git_state()}
-    stem = ROOT / "results" / "bench" / f"{name}_{'cuda' if cuda else 'cpu'}"
-    settings = {key: value for key, value in settings.items() if key != "data"}  # a place on this machine
+    stem = Path(settings["to"]) / f"{name}_{'cuda' if cuda else 'cpu'}"
+    settings = {key: value for key, value in settings.items() if key not in ("data", "to")}  # places on this machine
     write_text(
         stem.with_suffix(".json"), json.dumps({"about": about, "settings": settings, "rows": rows}, indent=1) + "\n"
     )
@@ -115,6 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("tokens", 2048), ("width", 768), ("repeats", 20), ("seeds", 1)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--to", default=BENCH, help="the folder to write to")
     options = parser.parse_args()
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")

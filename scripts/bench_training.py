@@ -16,7 +16,7 @@ from pathlib import Path
 import peft
 import torch
 import transformers
-from bench_adapters import LiteralMELoRA, write
+from bench_adapters import BENCH, LiteralMELoRA, write
 from torch import nn
 
 from melora_bench import records
@@ -187,6 +187,7 @@ def main() -> None:
     )
     parser.add_argument("--precision", choices=("no", "bf16"), default="no")
     parser.add_argument("--data", help="a data root with mrpc/; default: the embedded movie rows")
+    parser.add_argument("--to", default=BENCH, help="the folder to write to")
     parser.add_argument("--compare", nargs="+", choices=TITLES, default=list(TITLES))
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()

@@ -1,0 +1,42 @@
+"""The bench scripts run to their end and write what they printed; their numbers are nobody's business here."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from melora_bench.records import ROOT
+
+
+def bench(script: str, folder, *options: str) -> tuple[dict, str]:
+    command = [sys.executable, ROOT / "scripts" / script, *options, "--repeats", "1", "--to", folder]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    [data], [table] = folder.glob("*.json"), folder.glob("*.md")
+    assert table.read_text() in done.stdout
+    return json.loads(data.read_text()), table.read_text()
+
+
+def test_one_layer(tmp_path):
+    found, table = bench("bench_adapters.py", tmp_path, "--tokens", "8", "--width", "64")
+    assert found["settings"] == {"tokens": 8, "width": 64, "repeats": 1, "seeds": 1}
+    assert set(found["about"]) == {"device", "torch", "commit", "dirty"}
+    for name in ("frozen", "LoRA, dropout 0.05", "MELoRA n=64, dropout 0", "MELoRA n=8 slice by slice, dropout 0.05"):
+        assert found["rows"][name]["fp32_ms"] > 0
+        assert f"| {name} | {found['rows'][name]['fp32_ms']:.1f} |" in table
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", ["minilm", "roberta-base"])
+def test_training(tmp_path, shape):
+    options = ["--shape", shape, "--rows", "4", "--batch", "2", "--seeds", "1", "2"]
+    if shape == "roberta-base":
+        options += ["--precision", "bf16", "--compare", "peers", "seeds"]
+    found, table = bench("bench_training.py", tmp_path, *options)
+    names = ["peers: PEFT LoRA + Trainer", "peers: PEFT AdaLoRA + Trainer", "peers: ours, MELoRA n=8", "seeds: R = 2"]
+    assert set(names) <= set(found["rows"])
+    assert ("methods: VeRA" in found["rows"]) == (shape == "minilm")
+    for name, row in found["rows"].items():
+        [rate] = row["rows_per_second"]
+        assert f"| {name.partition(': ')[2]} | {rate:.1f} |" in table
