@@ -130,7 +130,7 @@ def sweep(table: dict, cells: dict, rows: list[dict], title: str, x_key: str, li
     lines: dict[tuple, list] = {}
     for row in rows:
         points = table["rows"][row["number"]]["points"]
-        if not row["scores"] or row["task"] not in panels or x_key not in points or row["which"] == "best":
+        if not row["scores"] or row["task"] not in panels or x_key not in points or row["which"] in ("best", "alone"):
             continue
         score = row["scores"]["best"]
         line = (row["task"], "" if line_key is None else str(points.get(line_key)))

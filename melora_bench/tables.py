@@ -16,7 +16,6 @@ from melora_bench.layout import any_record
 from melora_bench.markdown import markdown
 from melora_bench.records import ROOT, RunRecord
 
-WHICH = {"single": "", "best": ", best {over}", "mean": ", mean over {over}"}
 BACKBONE = "roberta_base"  # the papers', where a table names no other
 Cells = dict[tuple[str, int, str], Runs]  # (backbone, row number, task)
 
@@ -111,25 +110,26 @@ def rows_of(table: dict, cells: Cells, obstacles: dict[str, str]) -> list[dict]:
 
     `scores` of a line is {estimate: Score}, empty unless every value that the row lists has a record; an average is
     blank unless every task has a score. An average also has `sure`, {estimate: Sure}, which compares it with the first
-    row of LoRA, where that is complete. `number` and `which` say of which row of the YAML, and of which of WHICH, a line is;
-    the CSV leaves these four out. obstacles: by run_id, what keeps a record from a verdict.
+    row of LoRA, where that is complete. `number` and `which` (see `_kinds`) say of what a line is; the CSV leaves these four
+    out. obstacles: by run_id, what keeps a record from a verdict.
     """
     paper, lines = printed(table), []
     for backbone in sorted({backbone for backbone, _, _ in cells}) or [table.get("backbone", BACKBONE)]:
         lora: list[dict[str, Score]] = []  # the tasks of the row `reference`
         for number, row in enumerate(table["rows"]):
-            for which in ("best", "mean") if row.get("over") else ("single",):
-                label = row["label"] + WHICH[which].format(over=row.get("over", "").removeprefix("method."))
-                row_of = {"number": number, "which": which, "backbone": backbone, "row": label}
+            here = {task: cells.get((backbone, number, task), {}) for task in table["tasks"]}
+            for which, of, wanted in _kinds(row, here):
+                row_of = {"number": number, "which": which, "backbone": backbone, "row": row["label"] + of}
                 own = row.get("published", {})
                 variant, printed_as = own.get(which), own.get("method", row["points"]["method"])
                 done: dict[str, dict[str, Score]] = {}
                 reasons: dict[str, str] = {}
                 for task in table["tasks"]:
-                    runs, found, chosen = cells.get((backbone, number, task), {}), {}, ""
-                    if runs and set(runs) == set(listed(row, row.get("over"))):
-                        ordered = {value: runs[value] for value in listed(row, row.get("over"))}
-                        found, chosen = scores(ordered, which)
+                    runs, found, chosen = here[task], {}, ""
+                    if which == "alone":
+                        runs = {value: runs[value] for value in wanted if value in runs}
+                    if runs and set(runs) == set(wanted):
+                        found, chosen = scores({value: runs[value] for value in wanted}, which)
                         each = (obstacles[record.run_id] for record in all_records(runs))
                         reasons[task] = "; ".join(dict.fromkeys(filter(None, each)))
                     done |= {task: found} if found else {}
@@ -146,6 +146,18 @@ def rows_of(table: dict, cells: Cells, obstacles: dict[str, str]) -> list[dict]:
                     why = "; ".join(f"{task} {reason}" for task, reason in reasons.items() if reason)
                     lines.append(_line(about, {}, found, cell, why, sure(tasks, lora) if found else {}))
     return lines
+
+
+def _kinds(row: dict, here: dict[str, Runs]) -> list[tuple[str, str, list[str]]]:
+    """(kind, what the label adds, values of the key that the row selects over) of each line of a row: single; or best and
+    mean, and while a task lacks some value, each value alone."""
+    values, over = listed(row, row.get("over")), row.get("over", "").removeprefix("method.")
+    if not over:
+        return [("single", "", values)]
+    there = {value for runs in here.values() for value in runs}
+    whole = all(set(runs) in (set(), set(values)) for runs in here.values())
+    alone = [] if whole else [("alone", f", {over}={value} alone", [value]) for value in values if value in there]
+    return [("best", f", best {over}", values), ("mean", f", mean over {over}", values), *alone]
 
 
 def verdict(score: Score, cell: published.Cell, obstacle: str) -> str:

@@ -197,6 +197,20 @@ def test_best_and_mean_stay_blank_until_every_listed_value_is_there(tmp_path):
     assert (mean["best_mean"], mean["chosen"], mean["published"]) == ("73.33", "", "88.02")
 
 
+def test_a_value_stands_alone_until_the_others_are_there(tmp_path):
+    label = "MPLoRA r=8, n={} alone"
+    for n, value in ((8, 0.7), (4, 0.9)):
+        saved(tmp_path, *(record(method="mplora", n=n, seed=seed, curve=(value, 0.5)) for seed in range(3)))
+        line = lines(tmp_path)[label.format(n), "mrpc"]
+        assert (line["best_mean"], line["last_mean"], line["chosen"]) == (f"{100 * value:.2f}", "50.00", str(n))
+        assert (line["published"], line["verdict"]) == ("", "")
+    rows = lines(tmp_path)
+    assert rows[label.format(8), "mrpc"]["best_mean"] == "70.00"
+    assert (label.format(2), "mrpc") not in rows
+    saved(tmp_path, *(record(method="mplora", n=2, seed=seed, curve=(0.6,)) for seed in range(3)))
+    assert not any("alone" in row for row, _ in lines(tmp_path))
+
+
 def test_without_records_a_papers_table_shows_the_published_numbers_alone(tmp_path):
     csv, markdown, _ = regenerate("mplora_table2", tmp_path)
     frame = pd.read_csv(csv, dtype=str, keep_default_na=False)
