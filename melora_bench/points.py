@@ -107,24 +107,24 @@ class Point:
         path = Path(self.config["results_dir"]) / "runs" / f"{self.run_id(seed)}.json"
         return path if path.exists() else None
 
-    def output(self, *seeds: int) -> Path:
+    def output(self, *seeds: int | str) -> Path:
         """The folder of one seed's adapters and error, or of a packed run's checkpoint."""
         name = "-".join(map(str, seeds))
         return Path(self.config["output_dir"]) / "runs" / self.run_id(name)
 
     def packs(self, todo: list[int]) -> list[list[int]]:
-        """The runs that the seeds to do need: one for all, or one each where the method cannot pack. Seeds that were
-        trained together until a kill between their records stay together."""
+        """The runs that the seeds to do need: one for all, or one each where the method cannot pack. Seeds of a checkpoint
+        stay together, those that have a record by now included."""
         if not get_class(self.config["method"]["_target_"]).packs:
             return [[seed] for seed in todo]
-        seeds = self.config["seeds"]
-        return [seeds if (self.output(*seeds) / "checkpoint.pt").exists() else todo] if todo else []
-
-    def halved(self, seeds: list[int]) -> list[list[int]]:
-        """Two packs instead of one that was too large, whose checkpoint goes, so that a later start does not go on with it."""
-        (self.output(*seeds) / "checkpoint.pt").unlink(missing_ok=True)
-        half = -(-len(seeds) // 2)
-        return [seeds[:half], seeds[half:]]
+        found: list[list[int]] = []
+        for path in sorted(self.output("*").parent.glob(f"{self.output('*').name}/checkpoint.pt")):
+            seeds = [int(seed) for seed in path.parent.name.removeprefix(self.output("").name).split("-")]
+            left = set(todo).difference(*found)
+            if set(seeds) & left and set(seeds) <= set(self.config["seeds"]) - set().union(*found):
+                found.append(seeds)
+        rest = [seed for seed in todo if not any(seed in seeds for seeds in found)]
+        return [*found, rest] if rest else found
 
     @property
     def lock(self) -> Path:

@@ -58,24 +58,29 @@ def run(cfg: DictConfig, choices: dict) -> list[Path]:
             paths, failures, packs = [], [], point.packs(todo) if mine else []
             while packs:
                 seeds, *packs = packs
+                checkpoint = point.output(*seeds) / "checkpoint.pt"
+                resumed = checkpoint.exists()
                 try:
                     paths += PackedRun(point, seeds).execute()
                 except ValueError as error:  # the seeds of another pack are none the worse for it
                     failures.append(error.with_traceback(None))
-                except torch.OutOfMemoryError:
-                    if len(seeds) == 1 or _processes() > 1:
-                        raise
-                    packs = [*point.halved(seeds), *packs]
-                    log.warning("waves  %s  %d seeds side by side are too many for the device's memory: %s", about,
-                                len(seeds), " then ".join(map(str, packs)))  # fmt: skip
+                except torch.OutOfMemoryError as error:
+                    if len(seeds) == 1 or resumed or _processes() > 1:
+                        failures, packs = [*failures, error.with_traceback(None)], []
+                    else:
+                        half = -(-len(seeds) // 2)
+                        checkpoint.unlink(missing_ok=True)
+                        packs = [seeds[:half], seeds[half:], *packs]
+                        log.warning("waves  %s  %d seeds side by side are too many for the device's memory: %s", about,
+                                    len(seeds), " then ".join(map(str, packs)))  # fmt: skip
             if failures:
                 raise failures[0]
             return paths
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError):
             error = ValueError(
-                f"the device is out of memory at batch_size={point.config['batch_size']}: raise accumulation; "
-                "the next start goes on from the last evaluation's checkpoint, if there was one"
+                f"the device is out of memory at batch_size={point.config['batch_size']}: raise accumulation, or give fewer "
+                "seeds; the next start goes on from the last evaluation's checkpoint, if there was one"
             )
         expected = isinstance(error, ValueError | InstantiationException)
         line = _one_line(error) if expected else f"{type(error).__name__}: {_one_line(error)}"
@@ -127,8 +132,6 @@ class PackedRun:
         self.method, self.backbone = (build(config[group], group) for group in ("method", "backbone"))
         self.task, self.data = load_task(config, self.backbone)
         self.origin, self.git = self.backbone.origin(), records.git_state()  # now: both may have changed by the end
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
         self.batches = TrainBatches(
             split=self.task.train,
             seeds=seeds,

@@ -129,7 +129,7 @@ def test_out_of_memory_is_one_line_and_keeps_the_checkpoint(alpaca_overrides, tm
 
     monkeypatch.setattr(InstructTask, "loss", loss)
     line = (
-        "error: the device is out of memory at batch_size=16: raise accumulation; "
+        "error: the device is out of memory at batch_size=16: raise accumulation, or give fewer seeds; "
         "the next start goes on from the last evaluation's checkpoint, if there was one"
     )
     with pytest.raises(RunError) as caught:
@@ -144,21 +144,26 @@ def test_out_of_memory_is_one_line_and_keeps_the_checkpoint(alpaca_overrides, tm
 
 
 def test_seeds_that_do_not_fit_side_by_side_are_trained_in_waves(alpaca_overrides, tmp_path, monkeypatch, caplog):
-    """Five seeds on a device that holds two; the whole pack fails in its second epoch, when it has a checkpoint."""
+    """Five seeds on a device that holds two; the whole pack fails in its second epoch, when it has a checkpoint. Killed in
+    the wave of seed 2, it goes on with that wave."""
     real, trained = InstructTask.loss, []
 
     def loss(self, model, batch, replicas):
         trained.append(replicas)
+        if replicas == 1 and trained.count(1) == 6:
+            raise KeyboardInterrupt
         if replicas > 2 and trained.count(replicas) > 4:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return real(self, model, batch, replicas)
 
     monkeypatch.setattr(InstructTask, "loss", loss)
     command = [*alpaca_overrides, "seeds=[0,1,2,3,4]", "method.lora_dropout=0"]
-    with caplog.at_level("WARNING"):
-        found = [records.load(path) for path in run_point(command)]
+    with caplog.at_level("WARNING"), pytest.raises(KeyboardInterrupt):
+        run_point(command)
+    run_point(command)
+    found = [records.load(path) for path in sorted((tmp_path / "results").rglob("*.json"))]
     assert [(record.seed, record.packed_with, record.resumed_at) for record in found] == [
-        (0, [1], []), (1, [0], []), (2, [], []), (3, [4], []), (4, [3], [])
+        (0, [1], []), (1, [0], []), (2, [], [1]), (3, [4], []), (4, [3], [])
     ]  # fmt: skip
     waves = [line.split("memory: ")[1] for line in caplog.messages if line.startswith("waves")]
     assert waves == ["[0, 1, 2] then [3, 4]", "[0, 1] then [2] then [3, 4]"]
@@ -168,6 +173,27 @@ def test_seeds_that_do_not_fit_side_by_side_are_trained_in_waves(alpaca_override
     whole = [records.load(path) for path in run_point([*command, *places])]
     for one, other in zip(found, whole, strict=True):
         assert one.epochs[-1]["metrics"] == pytest.approx(other.epochs[-1]["metrics"], rel=1e-4)
+
+
+def test_a_pack_that_once_fitted_keeps_its_checkpoint(alpaca_overrides, tmp_path, monkeypatch):
+    """Killed after an epoch and started again while something else fills the device: nothing is thrown away."""
+    real, command = InstructTask.loss, [*alpaca_overrides, "seeds=[0,1]"]
+    steps = iter(range(100))
+
+    def loss(self, model, batch, replicas):
+        step = next(steps)
+        if step == 5:
+            raise KeyboardInterrupt
+        if step == 6:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(self, model, batch, replicas)
+
+    monkeypatch.setattr(InstructTask, "loss", loss)
+    with pytest.raises(KeyboardInterrupt):
+        run_point(command)
+    with pytest.raises(RunError, match="out of memory"):
+        run_point(command)
+    assert [records.load(path).resumed_at for path in run_point(command)] == [[1], [1]]
 
 
 def test_full_fine_tuning_trains_every_tensor(alpaca_overrides, tiny_llama, tmp_path):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
 
 class SeededSampling(LogitsProcessor):
@@ -120,8 +121,11 @@ def _encode_shared(model: nn.Module, rows: list[list[int]]) -> tuple[int, Dynami
     if shared < 1:
         return 0, None
     ids = torch.tensor([first[:shared]], device=model.device)
-    cache = model.base_model(ids, use_cache=True).past_key_values
-    return (shared, cache) if type(cache) is DynamicCache else (0, None)
+    cache = getattr(model.base_model(ids, use_cache=True), "past_key_values", None)
+    # A window of the last tokens would count the padding in the middle.
+    windowed = getattr(model.config, "attention_layers", None)
+    plain = type(cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in cache.layers) and not windowed
+    return (shared, cache) if plain else (0, None)
 
 
 def _repeated(cache: DynamicCache | None, rows: int) -> DynamicCache | None:

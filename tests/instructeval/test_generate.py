@@ -67,6 +67,34 @@ def test_what_all_prompts_begin_with_is_read_once(batch_size):
     assert max(read[1:]) == len(batches[0]) * batches[0][0]
 
 
+@pytest.mark.parametrize("kind", ["mistral", "gpt_neo", "mamba", "gpt2"])
+def test_models_of_other_kinds_write_the_same_in_any_batch(kind):
+    """A sliding window, local attention, no attention, learned positions: the prefix is shared where that is exact."""
+    small = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2}
+    config = {
+        "mistral": lambda: transformers.MistralConfig(
+            **small, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2, sliding_window=32,
+            max_position_embeddings=512),
+        "gpt_neo": lambda: transformers.GPTNeoConfig(
+            vocab_size=300, hidden_size=32, num_layers=2, num_heads=4, window_size=32, max_position_embeddings=512,
+            attention_types=[[["global", "local"], 1]]),
+        "mamba": lambda: transformers.MambaConfig(**small),
+        "gpt2": lambda: transformers.GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4, n_positions=512),
+    }[kind]()  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for value in model.parameters():
+            value.mul_(3)  # so that outputs differ
+    start = "".join(random.Random(1).choices("abcdef \n", k=59))
+    prompts = [start + prompt for prompt in PROMPTS[:6]]
+    expected = [written(1, prompts=[prompt], model=model)[0] for prompt in prompts]
+    assert len(set(expected)) > 1
+    assert written(1, prompts=prompts, model=model) == expected
+    if kind != "mamba":  # whose state takes up the padding, whoever pads
+        assert written(6, prompts=prompts, model=model) == expected
+
+
 def test_the_same_prompt_twice_is_written_alike():
     assert written(8, prompts=[PROMPTS[0]] * 3) == written(1, prompts=[PROMPTS[0]]) * 3
 
