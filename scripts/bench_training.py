@@ -1,8 +1,8 @@
 """Training rows per second on the same rows: the no-adapter floor, stock PEFT, MELoRA slice by slice, ours, seeds side by side.
 
 `python scripts/bench_training.py` uses the embedded movie rows; `--data ROOT` (a folder with mrpc/train.parquet) uses MRPC.
-Writes results/bench/training_<shape>_<device>.json and .md. The variants are interleaved in one process; medians are shown.
-Compare ratios of one run only.
+Writes results/bench/training_<shape>_<task>_<device>.json and .md. The variants are interleaved in one process; medians are
+shown. Compare ratios of one run only.
 """
 
 import argparse
@@ -116,6 +116,8 @@ class Bench:
             seed_list = f"seeds={list(range(seeds))}".replace(" ", "")
             cfg, choices = compose_run([*method, *self.overrides, f"max_train_rows={rows}", seed_list, *places])
             record = records.load(run(cfg, choices)[0])
+        if len(record.packed_with) != seeds - 1:
+            raise SystemExit(f"{seeds} seeds do not fit side by side: give smaller --seeds")
         return seeds * rows / record.epochs[0]["train_seconds"], record.peak_memory_bytes
 
     def _peft(self) -> dict:
@@ -156,7 +158,7 @@ def variants(bench: Bench, options: argparse.Namespace) -> dict[str, dict[str, C
         "PEFT LoRA + Trainer": partial(bench.stock, rows, bench.lora),
         "PEFT AdaLoRA + Trainer": partial(bench.stock, rows, bench.adalora, (Allocate(),)),
         "MELoRA slice by slice + Trainer": partial(bench.stock, rows, bench.literal),
-        "the same, padded to 256 (official recipe)": partial(
+        f"the same, padded to 256 (official recipe), {2 * options.batch} rows": partial(
             bench.stock, min(rows, 2 * options.batch), bench.literal, padding="max_length", max_length=256),
         "no adapter, random order": partial(bench.floor, rows, 1),
         "no adapter, rows of like length together": partial(bench.floor, rows, 50),
@@ -221,7 +223,7 @@ def main() -> None:
                 [f"{peak / 1e9:.2f}"] if cuda else []
             )
             lines.append(f"| {' | '.join(cells)} |")
-    write(f"training_{options.shape}", vars(options), rows, lines)
+    write(f"training_{options.shape}_{'mrpc' if options.data else 'movie'}", vars(options), rows, lines)
 
 
 if __name__ == "__main__":
