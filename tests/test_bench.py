@@ -27,6 +27,15 @@ def test_one_layer(tmp_path):
         assert f"| {name} | {found['rows'][name]['fp32_ms']:.1f} |" in table
 
 
+def test_llamas_shape(tmp_path):
+    small = {"layers": 2, "width": 64, "vocabulary": 100, "batch": 4, "micro": 2, "length": 8, "steps": 1}
+    found, table = bench("bench_llama.py", tmp_path, *(word for k, v in small.items() for word in (f"--{k}", str(v))))
+    assert found["settings"] == {**small, "repeats": 1}
+    assert list(found["rows"]) == ["PEFT LoRA r=8", "ours, LoRA r=8", "ours, MELoRA r=1 n=8", "ours, MELoRA r=1 n=64"]
+    assert "| PEFT LoRA r=8 | " in table
+    assert all(row["seconds"] > 0 for row in found["rows"].values())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", ["minilm", "roberta-base"])
 def test_training(tmp_path, shape):

@@ -1,0 +1,119 @@
+"""A step of LLaMA-2-7B's shape with random weights: seconds and peak memory of stock PEFT's LoRA and of ours.
+
+`python scripts/bench_llama.py` needs a GPU with about 40 GB; `--layers 2 --width 64 --vocabulary 100` runs anywhere. Forward,
+backward and AdamW on `batch` rows of `length` tokens, in micro-batches, under bf16. Writes results/bench/llama_<device>.json
+and .md. The variants follow one another in every repeat, each on a model of its own; medians are shown.
+"""
+
+import argparse
+import gc
+import statistics
+import time
+from collections.abc import Callable
+
+import peft
+import torch
+import transformers
+from bench_adapters import BENCH, write
+from torch import nn
+
+from melora_bench.points import build, compose_run
+
+OURS = {
+    "ours, LoRA r=8": ["method=lora"],
+    "ours, MELoRA r=1 n=8": ["method=melora", "method.r=1", "method.n=8"],
+    "ours, MELoRA r=1 n=64": ["method=melora", "method.r=1", "method.n=64"],
+}
+
+
+def backbone(options: argparse.Namespace, device: torch.device) -> nn.Module:
+    """A random model, frozen, in bfloat16."""
+    config = transformers.LlamaConfig(
+        vocab_size=options.vocabulary, hidden_size=options.width, intermediate_size=43 * options.width // 16,
+        num_hidden_layers=options.layers, num_attention_heads=max(options.width // 128, 1), use_cache=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    with device:
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    return model.requires_grad_(False).train()
+
+
+def stock(model: nn.Module) -> nn.Module:
+    config = peft.LoraConfig(r=8, lora_alpha=16, lora_dropout=0.05, target_modules=["q_proj", "v_proj"])
+    return peft.get_peft_model(model, config)
+
+
+def ours(method: list[str]) -> Callable[[nn.Module], nn.Module]:
+    def adapt(model: nn.Module) -> nn.Module:
+        adapter = build(compose_run([*method, "backbone=llama2_7b", "task=alpaca"])[0].method, "method")
+        adapter.attach(model, "", [0], total_steps=100)
+        return model
+
+    return adapt
+
+
+def measure(adapt: Callable, options: argparse.Namespace, device: torch.device) -> tuple[float, int | None]:
+    """(median seconds of the steps after the first, peak bytes on a GPU) of one adapted model."""
+    cuda = device.type == "cuda"
+    model = adapt(backbone(options, device)).to(device)
+    trained = [value for value in model.parameters() if value.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=3e-4, fused=True)
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    times = []
+    for _ in range(options.steps + 1):
+        start = time.perf_counter()
+        for _ in range(options.batch // options.micro):
+            ids = torch.randint(options.vocabulary, (options.micro, options.length), device=device)
+            with torch.autocast(device.type, torch.bfloat16):
+                model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if cuda:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    peak = torch.cuda.max_memory_allocated() if cuda else None
+    del model, trained, optimizer
+    gc.collect()
+    if cuda:
+        torch.cuda.empty_cache()
+    return statistics.median(times[1:]), peak
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sizes = {
+        "layers": 32,
+        "width": 4096,
+        "vocabulary": 32000,
+        "batch": 128,
+        "micro": 8,
+        "length": 256,
+        "steps": 3,
+        "repeats": 3,
+    }
+    for name, value in sizes.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--to", default=BENCH, help="the folder to write to")
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    variants = {"PEFT LoRA r=8": stock} | {name: ours(method) for name, method in OURS.items()}
+    found: dict[str, list] = {name: [] for name in variants}
+    for _ in range(options.repeats):
+        for name, adapt in variants.items():
+            found[name].append(measure(adapt, options, device))
+    rows, cuda = {}, device.type == "cuda"
+    lines = [f"{options.layers} layers of width {options.width}, a step of {options.batch} x {options.length} tokens in "
+             f"micro-batches of {options.micro}, bf16, median of {options.repeats}", "",
+             "| | s | ratio |" + " peak GB |" * cuda, "| --- | ---: | ---: |" + " ---: |" * cuda]  # fmt: skip
+    for name, each in found.items():
+        seconds, peak = statistics.median(one for one, _ in each), max(one for _, one in each) if cuda else None
+        rows[name] = {"seconds": seconds, "peak_bytes": peak}
+        cells = [name, f"{seconds:.2f}", f"{seconds / rows['PEFT LoRA r=8']['seconds']:.2f}"]
+        cells += [f"{peak / 1e9:.1f}"] if cuda else []
+        lines.append(f"| {' | '.join(cells)} |")
+    write("llama", vars(options), rows, lines)
+
+
+if __name__ == "__main__":
+    main()
