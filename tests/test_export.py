@@ -31,7 +31,7 @@ RANKS = {"lora": 8, "lora_fa": 8, "mplora": 8, "share_lora": 8, "melora": 16, "m
          "vera": 256}  # fmt: skip
 # The tiny model's features are small: these make the weaker methods' updates count.
 STRONGER = {"adalora": ["method.alpha=1600"], "dylora": ["method.alpha=64"], "vera": ["method.d_initial=4"]}
-LONG = ("epochs=16", "lr=0.01", "backbone.dropout=0", "backbone.target_modules=[query,value]")
+LONG = ("epochs=12", "lr=0.02", "backbone.dropout=0", "method.lora_dropout=0", "backbone.target_modules=[query,value]")
 
 
 @pytest.fixture(scope="module")

@@ -68,8 +68,7 @@ class AdaLoRA(Method):
     pruned: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)  # (R, r) by layer
 
     def __post_init__(self) -> None:
-        positive = {f"method.{key}": getattr(self, key) for key in ("init_r", "target_r", "alpha", "delta_t")}
-        require_positive(**positive)
+        require_positive(**{f"method.{key}": getattr(self, key) for key in ("init_r", "target_r", "alpha", "delta_t")})
         if self.target_r >= self.init_r:
             raise ValueError(f"method.target_r={self.target_r} is not below init_r={self.init_r}: nothing to prune")
 
