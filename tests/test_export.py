@@ -298,7 +298,7 @@ def test_model_card(which, merged, long, export, tiny_roberta, tmp_path):
     text = (tmp_path / "a" / "README.md").read_text()
     rows = dict(re.findall(r"^\| ([^|]+) \| (.*) \|$", text, re.MULTILINE))
     assert "https://arxiv.org/abs/2106.09685" in rows["method"] and "Hu et al." in rows["method"]
-    assert re.search(r"\br 8, alpha 16, lora_dropout 0.05\b", rows["settings"])
+    assert re.search(r"\br 8, alpha 16, lora_dropout 0\b", rows["settings"])
     assert rows["backbone"] == f"tiny, weights sha256 {record.model['sha256']}"
     assert (rows["task"], rows["seed"], rows["epoch"]) == ("sst2", "0", f"{entry['epoch']} of 16")
     assert rows["scores on the evaluation set"] == f"accuracy {entry['metrics']['accuracy']:.4f}"
