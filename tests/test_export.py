@@ -300,7 +300,7 @@ def test_model_card(which, merged, long, export, tiny_roberta, tmp_path):
     assert "https://arxiv.org/abs/2106.09685" in rows["method"] and "Hu et al." in rows["method"]
     assert re.search(r"\br 8, alpha 16, lora_dropout 0\b", rows["settings"])
     assert rows["backbone"] == f"tiny, weights sha256 {record.model['sha256']}"
-    assert (rows["task"], rows["seed"], rows["epoch"]) == ("sst2", "0", f"{entry['epoch']} of 16")
+    assert (rows["task"], rows["seed"], rows["epoch"]) == ("sst2", "0", f"{entry['epoch']} of 12")
     assert rows["scores on the evaluation set"] == f"accuracy {entry['metrics']['accuracy']:.4f}"
     assert rows["run"] == f"{record.run_id}, config hash {record.config_hash}"
     commit = record.git["commit"] or "unknown"
