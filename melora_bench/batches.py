@@ -142,8 +142,11 @@ class TrainBatches:
 def evaluation_batches(
     split: Split, batch_size: int, process: int, processes: int
 ) -> Iterator[tuple[np.ndarray, dict]]:
-    """(row numbers, batch) in order of length; each process has its own batches and no row comes twice."""
+    """(row numbers, batch) in order of length. All processes have equally many batches: one that has no rows left over for
+    the last gets the longest of it again."""
     order = np.argsort(-split.lengths, kind="stable")
-    for start in range(process * batch_size, len(order), processes * batch_size):
-        rows = order[start : start + batch_size]
+    for start in range(0, len(order), processes * batch_size):
+        together = order[start : start + processes * batch_size]
+        rows = together[process::processes]
+        rows = rows if len(rows) else together[:1]
         yield rows, split.collate(rows)

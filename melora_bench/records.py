@@ -16,7 +16,17 @@ SCHEMA = 1
 ROOT = Path(__file__).resolve().parent.parent
 # What a run's identity leaves out: seeds, the place of files, what does not change numbers, and what `method` repeats.
 UNLESS_SET = {"max_steps", "eval_steps", "warmup_steps"}  # later keys: while null, older runs are the same runs
-NOT_IDENTITY = {"seeds", "experiment", "table", "results_dir", "output_dir", "tracker", "per_method", "_target_"}
+NOT_IDENTITY = {
+    "seeds",
+    "experiment",
+    "table",
+    "results_dir",
+    "output_dir",
+    "tracker",
+    "shard",
+    "per_method",
+    "_target_",
+}
 PATHS = {("data", "root"), ("backbone", "path")}
 
 

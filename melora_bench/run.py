@@ -25,6 +25,7 @@ from melora_bench.methods.dropout import replace_dropouts
 from melora_bench.points import Point, build
 from melora_bench.progress import RunProgress
 from melora_bench.schedule import Schedule
+from melora_bench.sharding import refuse_wrapping, shard_backbone
 from melora_bench.training import Trainer
 
 LIMITS = ("max_length", "max_train_rows", "max_eval_rows")
@@ -122,6 +123,7 @@ class PackedRun:
             raise ValueError(
                 f"tracker={config['tracker']} is not installed: pip install -c requirements.lock -e '.[track]'"
             )
+        refuse_wrapping()
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
             mixed_precision=config["precision"],
@@ -153,6 +155,8 @@ class PackedRun:
         self.method.attach(model, head, seeds, schedule.total)
         self.starts = [self._start(model, k, seed) for k, seed in enumerate(seeds)]
         self.params = checkpoints.counts(model, head)
+        if config["shard"]:
+            shard_backbone(model, self.accelerator)
         keys = ("lr", "head_lr_scale", "weight_decay", "max_grad_norm", "eval_batch_size")
         self.trainer = Trainer(
             accelerator=self.accelerator,
@@ -260,7 +264,7 @@ class PackedRun:
 
     def _keep_adapters(self) -> None:
         """last.safetensors of every seed, and best.safetensors of the seeds that have just reached their best."""
-        model = self.trainer.plain_model
+        model = self.trainer.model
         for k, (seed, history) in enumerate(zip(self.seeds, self.trainer.history, strict=True)):
             if not history or history[-1]["step"] != self.trainer.step:
                 continue

@@ -53,7 +53,10 @@ class Trainer:
         # A fused optimizer hides from accelerate the steps that fp16's loss scaling skips.
         optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=self.accelerator.scaler is None)
         self.decay = get_linear_schedule_with_warmup(optimizer, self.schedule.warmup, self.schedule.total)
-        self.model, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self.model = self.accelerator.prepare_model(
+            self.model, evaluation_mode=True
+        )  # the guard averages over processes
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         self.guard = ReplicaGuard(list(params.values()), self.replicas, self.max_grad_norm, self.accelerator)
 
     @property
@@ -115,7 +118,7 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self) -> list[dict | None]:
         """Per replica, {"metrics": ..., "halves": [..., ...]} over the task's splits; None if an output is not finite."""
-        model, index, count = self.plain_model.eval(), self.accelerator.process_index, self.accelerator.num_processes
+        model, index, count = self.model.eval(), self.accelerator.process_index, self.accelerator.num_processes
         outputs: dict[str, np.ndarray] = {}  # (R, rows, numbers per row) of each split
         for name, split in self.task.evaluation.items():
             parts = []
@@ -126,7 +129,7 @@ class Trainer:
                 values = self.task.outputs(model, batch).float().view(self.replicas, len(rows), -1)
                 parts.append((rows, values.cpu().numpy()))
             parts = gather_object(parts) if count > 1 else parts
-            order = np.argsort(np.concatenate([rows for rows, _ in parts]))
+            order = np.unique(np.concatenate([rows for rows, _ in parts]), return_index=True)[1]  # some come twice
             outputs[name] = np.concatenate([values for _, values in parts], axis=1)[:, order]
         return [self._score({name: values[k] for name, values in outputs.items()}) for k in range(self.replicas)]
 
@@ -146,7 +149,7 @@ class Trainer:
             "step": self.step,
             "history": self.history,
             "failed_at": self.guard.failed_at.cpu(),
-            "params": {name: value.cpu() for name, value in adapter_tensors(self.plain_model).items()},
+            "params": {name: value.cpu() for name, value in adapter_tensors(self.model).items()},
             "optimizer": self.optimizer.state_dict(),
             "decay": self.decay.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
@@ -156,7 +159,7 @@ class Trainer:
     def load_state_dict(self, state: dict) -> None:
         self.step, self.history = state["step"], state["history"]
         self.guard.failed_at.copy_(state["failed_at"])
-        for name, value in adapter_tensors(self.plain_model).items():
+        for name, value in adapter_tensors(self.model).items():
             value.copy_(state["params"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.decay.load_state_dict(state["decay"])
@@ -164,13 +167,10 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.method.load_state_dict(state["method"])
 
-    @property
-    def plain_model(self) -> nn.Module:
-        return self.accelerator.unwrap_model(self.model)
-
 
 class ReplicaGuard:
-    """Clips each replica's gradient by its own norm, and stops a replica whose loss is no longer finite.
+    """Averages gradients over processes, clips each replica's by its own norm, and stops a replica whose loss is no longer
+    finite.
 
     A stopped replica's gradients are 0 from then on; the others never notice. In fp16 one thing is shared, the loss scale:
     a replica whose gradients overflow makes all skip that step. `watch` and `clip` do not wait for the device.
@@ -195,6 +195,10 @@ class ReplicaGuard:
         """Scale each replica's gradient to at most `max_norm`; a stopped replica's to 0 before fp16's overflow check."""
         dead = self.failed_at >= 0
         grads = [param.grad.view(len(dead), -1) for param in self.params]
+        if self.accelerator.num_processes > 1:
+            means = self.accelerator.reduce(torch.cat(grads, dim=1), "mean")  # one message: adapters are small
+            for grad, mean in zip(grads, means.split([grad.shape[1] for grad in grads], dim=1), strict=True):
+                grad.copy_(mean)
         for grad in grads:
             grad.masked_fill_(dead[:, None], 0.0)
         self.accelerator.unscale_gradients(optimizer)

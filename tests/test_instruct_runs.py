@@ -1,16 +1,17 @@
 """Instruction tuning runs: a causal language model trains, resumes, packs, keeps its best, and fits a device or says not."""
 
-import json
 import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import run_point
 from safetensors.torch import load_file
 from test_training import NO_DROPOUT, TRAIN, Interrupted, adapters, curves, equal
+from torch import nn
 from transformers import LlamaForCausalLM
 
 from melora_bench import checkpoints, records
@@ -19,6 +20,7 @@ from melora_bench.methods.lora import LoRALayer
 from melora_bench.plan import Size, plan
 from melora_bench.points import build
 from melora_bench.run import RunError, load_task
+from melora_bench.sharding import shard_backbone
 from melora_bench.tasks.instruct import InstructTask
 from melora_bench.training import Trainer
 
@@ -242,25 +244,66 @@ def test_the_plan_counts_what_a_run_by_steps_does(alpaca_overrides, monkeypatch)
     assert size.rows == 54 and epochs.evaluated == steps.evaluated == 2 * size.evaluated  # after 4 and 8, 4 and 6 steps
 
 
-def test_two_processes_equal_one(alpaca_overrides, tmp_path):
-    """torchrun with two processes, two seeds, a short last step: the losses of one process."""
-    command = [*alpaca_overrides, *NO_DROPOUT, "method=melora", "seeds=[0,1]", "batch_size=20", "lr=0.02"]
-    one = run_point(command)
-    places = [f"results_dir={tmp_path}/two", f"output_dir={tmp_path}/two"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*torchrun, TRAIN[1], *command, *places],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+def test_two_processes_equal_one(alpaca_overrides, tiny_llama, tmp_path):
+    """Two processes, with a whole backbone or half a one each; two seeds, a short last step: the losses of one process."""
+    methods = ["delta_lora", "lora_fa", "melora", "vera"]  # two keep frozen tensors of their own, which stay whole
+    command = [*alpaca_overrides, *NO_DROPOUT, "seeds=[0,1]", "batch_size=20", "lr=0.02"]
+    one = [path for method in methods for path in run_point([*command, f"method={method}"])]
+    numbers = sum(value.numel() for value in LlamaForCausalLM.from_pretrained(tiny_llama).parameters())
+    half = f"{numbers // 2:,} of the backbone's {numbers:,} frozen numbers in each of 2 processes"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", TRAIN[1], "-m"]
+    for options in [[], ["shard=true", "backbone.gradient_checkpointing=true"]]:
+        folder = tmp_path / f"two{len(options)}"
+        places = [f"results_dir={folder}", f"output_dir={folder}", f"method={','.join(methods)}"]
+        done = subprocess.run(
+            [*torchrun, *command, *options, *places],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count(half) == (len(methods) if options else 0)
+        two = sorted((folder / "runs").rglob("*.json"))
+        for ours, theirs in zip(one, two, strict=True):
+            assert records.load(theirs).env["processes"] == 2
+            assert records.load(ours).choices["method"] == records.load(theirs).choices["method"]
+            for a, b in zip(curves(ours), curves(theirs), strict=True):
+                assert a["train_loss"] == pytest.approx(b["train_loss"], abs=2e-6)
+                assert a["metrics"]["loss"] == pytest.approx(b["metrics"]["loss"], abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("environment", "overrides", "message"),
+    [
+        (
+            {},
+            ["shard=true"],
+            "shard=true cuts the backbone into one part per process, and there is one: accelerate launch",
+        ),
+        (
+            {"ACCELERATE_USE_FSDP": "true"},
+            [],
+            "accelerate's FSDP wraps trained and frozen tensors alike: launch without it",
+        ),
+    ],
+)
+def test_sharding_is_refused_where_it_cannot_be(alpaca_overrides, monkeypatch, environment, overrides, message):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RunError, match=message):
+        run_point([*alpaca_overrides, *overrides])
+
+
+def test_a_backbone_that_cannot_be_cut_is_refused(tiny_llama):
+    model, two = LlamaForCausalLM.from_pretrained(tiny_llama).requires_grad_(False), SimpleNamespace(num_processes=2)
+    model.model.layers[1].self_attn.q_proj.weight = nn.Parameter(
+        torch.zeros(8, 1, dtype=torch.uint8), requires_grad=False
     )
-    assert done.returncode == 0, done.stderr
-    two = sorted((tmp_path / "two" / "runs").rglob("*.json"))
-    assert len(two) == 2 and json.loads(two[0].read_text())["env"]["processes"] == 2
-    for ours, theirs in zip(one, two, strict=True):
-        for a, b in zip(curves(ours), curves(theirs), strict=True):
-            assert a["train_loss"] == pytest.approx(b["train_loss"], abs=2e-6)
-            assert a["metrics"]["loss"] == pytest.approx(b["metrics"]["loss"], abs=2e-6)
+    with pytest.raises(ValueError, match=r"model\.layers\.1\.self_attn\.q_proj\.weight is packed \(torch\.uint8\)"):
+        shard_backbone(model, two)
+    model._no_split_modules = None
+    with pytest.raises(ValueError, match="LlamaForCausalLM does not say which of its modules are layers"):
+        shard_backbone(model, two)
 
 
 def test_4_bit_weights_are_trained_on(alpaca_overrides, tiny_llama, tmp_path):
