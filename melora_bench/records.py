@@ -16,17 +16,8 @@ SCHEMA = 1
 ROOT = Path(__file__).resolve().parent.parent
 # What a run's identity leaves out: seeds, the place of files, what does not change numbers, and what `method` repeats.
 UNLESS_SET = {"max_steps", "eval_steps", "warmup_steps"}  # later keys: while null, older runs are the same runs
-NOT_IDENTITY = {
-    "seeds",
-    "experiment",
-    "table",
-    "results_dir",
-    "output_dir",
-    "tracker",
-    "shard",
-    "per_method",
-    "_target_",
-}
+NOT_IDENTITY = {"seeds", "experiment", "table", "per_method", "_target_"}
+NOT_IDENTITY |= {"results_dir", "output_dir", "tracker", "shard", "compile"}
 PATHS = {("data", "root"), ("backbone", "path")}
 
 
@@ -168,8 +159,8 @@ def device_name(cuda: bool) -> str:
     return torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
-def environment(accelerator, precision: str) -> dict:
-    """Versions and hardware that numbers and timings depend on."""
+def environment(accelerator, config: dict) -> dict:
+    """Versions, hardware and settings that numbers and timings depend on."""
     import accelerate
     import torch
     import transformers
@@ -183,7 +174,7 @@ def environment(accelerator, precision: str) -> dict:
         "cuda": torch.version.cuda if cuda else None,
         "device": device_name(cuda),
         "processes": accelerator.num_processes,
-        "precision": precision,
+        **{key: config[key] for key in ("precision", "shard", "compile") if key in config},
     }
 
 

@@ -25,7 +25,7 @@ from melora_bench.methods.dropout import replace_dropouts
 from melora_bench.points import Point, build
 from melora_bench.progress import RunProgress
 from melora_bench.schedule import Schedule
-from melora_bench.sharding import refuse_wrapping, shard_backbone
+from melora_bench.sharding import refuse_launch, shard_backbone
 from melora_bench.training import Trainer
 
 LIMITS = ("max_length", "max_train_rows", "max_eval_rows")
@@ -123,7 +123,7 @@ class PackedRun:
             raise ValueError(
                 f"tracker={config['tracker']} is not installed: pip install -c requirements.lock -e '.[track]'"
             )
-        refuse_wrapping()
+        refuse_launch(config)
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
             mixed_precision=config["precision"],
@@ -168,6 +168,8 @@ class PackedRun:
             head=head,
             **{key: config[key] for key in keys},
         )
+        if config["compile"]:
+            self.trainer.compile()
 
     def execute(self) -> list[Path]:
         """Train to the end, a checkpoint after each round; write the records. Raises ValueError if a replica failed."""
@@ -280,7 +282,7 @@ class PackedRun:
         shared = {
             **self._about,
             "versions": {"method": self.method.version, "task": self.task.version},
-            "env": records.environment(self.accelerator, self.config["precision"]),
+            "env": records.environment(self.accelerator, self.config),
             "data": self.data,
             "params": self.params,
             "metric": self.task.metric,

@@ -10,14 +10,21 @@ from melora_bench.checkpoints import adapter_tensors
 
 log = logging.getLogger(__name__)
 
-HOW = "accelerate launch --multi_gpu --num_processes N scripts/train.py ... shard=true"
+HOW = "accelerate launch --multi_gpu --num_processes N scripts/train.py"
 
 
-def refuse_wrapping() -> None:
-    """Raises ValueError if `accelerate launch` was told to wrap the model itself: that cuts the adapters' replica axis."""
-    for kind in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true":
-            raise ValueError(f"accelerate's {kind} wraps trained and frozen tensors alike: launch without it, as {HOW}")
+def refuse_launch(config: dict) -> None:
+    """Raises ValueError where `accelerate launch` was told to wrap the model itself, which cuts the adapters' replica axis or
+    renames tensors, and for shard and compile together."""
+    launches = ("USE_FSDP", "false", "shard"), ("USE_DEEPSPEED", "false", "shard"), ("DYNAMO_BACKEND", "no", "compile")
+    for name, off, ours in launches:
+        if os.environ.get(f"ACCELERATE_{name}", off).lower() != off:
+            value = os.environ[f"ACCELERATE_{name}"]
+            raise ValueError(
+                f"ACCELERATE_{name}={value} makes accelerate wrap the adapters too: launch without, and give {ours}=true"
+            )
+    if config["shard"] and config["compile"]:
+        raise ValueError("shard=true and compile=true do not go together: give one of them")
 
 
 def shard_backbone(model: nn.Module, accelerator: Accelerator) -> None:
@@ -30,7 +37,7 @@ def shard_backbone(model: nn.Module, accelerator: Accelerator) -> None:
     from torch.distributed.fsdp import fully_shard
 
     if accelerator.num_processes == 1:
-        raise ValueError(f"shard=true cuts the backbone into one part per process, and there is one: {HOW}")
+        raise ValueError(f"shard=true cuts the backbone into one part per process, and there is one: launch with {HOW}")
     kinds = model._no_split_modules or ()
     layers = [module for module in model.modules() if type(module).__name__ in kinds]
     if not layers:

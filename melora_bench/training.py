@@ -3,6 +3,7 @@
 It knows no method and no task by name: a method acts through its hooks, a task through `loss`, `outputs` and `score`.
 """
 
+import logging
 import time
 from dataclasses import dataclass, field
 
@@ -18,6 +19,8 @@ from melora_bench.checkpoints import adapter_tensors, trainable
 from melora_bench.methods.base import Method
 from melora_bench.schedule import Schedule
 from melora_bench.seeding import derive
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -53,11 +56,21 @@ class Trainer:
         # A fused optimizer hides from accelerate the steps that fp16's loss scaling skips.
         optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=self.accelerator.scaler is None)
         self.decay = get_linear_schedule_with_warmup(optimizer, self.schedule.warmup, self.schedule.total)
-        self.model = self.accelerator.prepare_model(
-            self.model, evaluation_mode=True
-        )  # the guard averages over processes
+        self.model = self.accelerator.prepare_model(self.model, evaluation_mode=True)  # not wrapped: the guard averages
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         self.guard = ReplicaGuard(list(params.values()), self.replicas, self.max_grad_norm, self.accelerator)
+
+    def compile(self) -> None:
+        """Compile the model, and try it on one batch: where that fails it runs as it is, and a warning says why."""
+        self.model.compile(dynamic=True)
+        try:
+            self._loss(next(self.batches.epoch(0))[0]).sum().backward()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # dynamo, inductor, triton and a C++ compiler raise their own
+            self.model._compiled_call_impl = None
+            log.warning("compile  it runs as it is: %s: %s", type(error).__name__, str(error).splitlines()[0])
+        self.optimizer.zero_grad()
 
     @property
     def finished(self) -> bool:
@@ -76,10 +89,9 @@ class Trainer:
         totals = torch.zeros(2, self.replicas, device=self.accelerator.device)
         for micro_batches in self.batches.steps(step, end):
             for batch in micro_batches:
-                batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
                 with self.accelerator.accumulate(self.model):
                     self.method.before_forward(step)
-                    loss = self.task.loss(self.model, batch, self.replicas)
+                    loss = self._loss(batch)
                     penalty = self.method.penalty()
                     self.accelerator.backward((loss + penalty).sum())
                     self.guard.watch(loss + penalty, step)
@@ -114,6 +126,11 @@ class Trainer:
                 if self.finished:
                     report["singular_values_above_0.1"] = self.method.spectrum(k)
                 self.history[k].append({**entry, **means, **scores[k], **times, "report": report})
+
+    def _loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """(R,)"""
+        batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
+        return self.task.loss(self.model, batch, self.replicas)
 
     @torch.no_grad()
     def evaluate(self) -> list[dict | None]:

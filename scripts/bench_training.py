@@ -51,7 +51,7 @@ class Bench:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         data = ["data=local", f"data.root={options.data}", "task=mrpc"] if options.data else ["task=movie"]
         self.overrides = [*data, "backbone=minilm", "max_eval_rows=8", f"batch_size={options.batch}", "epochs=1",
-                          f"lr={RATE}", f"precision={options.precision}"]  # fmt: skip
+                          f"lr={RATE}", f"precision={options.precision}", f"compile={options.compile}"]  # fmt: skip
         if options.shape == "roberta-base":
             self.overrides.append(f"backbone.path={self._random_base()}")
         config = compose_run([*self.overrides, f"max_train_rows={options.rows}"])[0]
@@ -188,6 +188,9 @@ def main() -> None:
         "--shape", choices=("minilm", "roberta-base"), default="minilm", help="roberta-base: random weights"
     )
     parser.add_argument("--precision", choices=("no", "bf16"), default="no")
+    parser.add_argument(
+        "--compile", action="store_true", help="ours under torch.compile; compiling is not in the times"
+    )
     parser.add_argument("--data", help="a data root with mrpc/; default: the embedded movie rows")
     parser.add_argument("--to", default=BENCH, help="the folder to write to")
     parser.add_argument("--compare", nargs="+", choices=TITLES, default=list(TITLES))
@@ -203,8 +206,10 @@ def main() -> None:
             for group, found in chosen.items():
                 for name, measure in found.items():
                     measured[group][name].append(measure())
-    lines = [f"{'MRPC' if options.data else 'movie'} rows, batch {options.batch}, one epoch, precision {options.precision}, "
-             f"shape of {options.shape}, median of {options.repeats} interleaved repeats"]  # fmt: skip
+    about = [f"{'MRPC' if options.data else 'movie'} rows", f"batch {options.batch}", "one epoch",
+             f"precision {options.precision}", f"shape of {options.shape}", *["ours compiled"] * options.compile,
+             f"median of {options.repeats} interleaved repeats"]  # fmt: skip
+    lines = [", ".join(about)]
     rows, cuda = {}, bench.device.type == "cuda"
     for group, found in measured.items():
         title = TITLES[group].format(**vars(options), few=few(options), RANK=RANK, N=N, DROPOUT=DROPOUT)
@@ -223,7 +228,8 @@ def main() -> None:
                 [f"{peak / 1e9:.2f}"] if cuda else []
             )
             lines.append(f"| {' | '.join(cells)} |")
-    write(f"training_{options.shape}_{'mrpc' if options.data else 'movie'}", vars(options), rows, lines)
+    name = f"training_{options.shape}_{'mrpc' if options.data else 'movie'}{'_compiled' * options.compile}"
+    write(name, vars(options), rows, lines)
 
 
 if __name__ == "__main__":

@@ -278,13 +278,11 @@ def test_two_processes_equal_one(alpaca_overrides, tiny_llama, tmp_path):
         (
             {},
             ["shard=true"],
-            "shard=true cuts the backbone into one part per process, and there is one: accelerate launch",
+            "shard=true cuts the backbone into one part per process, and there is one: launch with acc",
         ),
-        (
-            {"ACCELERATE_USE_FSDP": "true"},
-            [],
-            "accelerate's FSDP wraps trained and frozen tensors alike: launch without it",
-        ),
+        ({}, ["shard=true", "compile=true"], "shard=true and compile=true do not go together"),
+        ({"ACCELERATE_USE_FSDP": "true"}, [], "ACCELERATE_USE_FSDP=true makes accelerate wrap .* give shard=true"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, [], "ACCELERATE_DYNAMO_BACKEND=INDUCTOR .* give compile=true"),
     ],
 )
 def test_sharding_is_refused_where_it_cannot_be(alpaca_overrides, monkeypatch, environment, overrides, message):

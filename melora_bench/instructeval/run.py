@@ -125,7 +125,7 @@ def _one(config: dict, choices: dict, scored: Scored, benchmark, loaded) -> Path
         versions={"method": scored.config["method"]["version"], "task": benchmark.version},
         config=identity,
         git=git,
-        env=records.environment(accelerator, config["precision"]),
+        env=records.environment(accelerator, config),
         model=origin,
         data={"test": {**data, "rows": found["questions"], "sha256": [data["sha256"]]}},
         init_from=scored.init_from,

@@ -1,0 +1,51 @@
+"""torch.compile: a compiled run is the plain run, for every method, and where nothing compiles too."""
+
+import pytest
+import torch
+from conftest import run_point
+from test_contract import METHODS
+from test_training import NO_DROPOUT, curves
+from torch._dynamo.utils import counters
+from torch._inductor.utils import fresh_cache
+
+
+@pytest.fixture
+def both(tiny_overrides, tmp_path):
+    """both(method): the curves of a plain run and of a compiled one."""
+
+    def run(method: str) -> tuple[list[dict], list[dict]]:
+        dropout = [item for item in NO_DROPOUT if method not in ("full", "head") or item.startswith("backbone.")]
+        command = [*tiny_overrides, *dropout, f"method={method}", "lr=0.01"]
+        torch._dynamo.reset()
+        counters.clear()
+        places = [f"results_dir={tmp_path}/compiled", f"output_dir={tmp_path}/compiled"]
+        with fresh_cache():
+            [compiled] = run_point([*command, *places, "compile=true"])
+        [plain] = run_point(command)
+        return curves(plain), curves(compiled)
+
+    return run
+
+
+def assert_equal(plain: list[dict], compiled: list[dict]) -> None:
+    for a, b in zip(plain, compiled, strict=True):
+        assert a["train_loss"] == pytest.approx(b["train_loss"], abs=2e-6)
+        assert a["penalty"] == pytest.approx(b["penalty"], rel=1e-4, abs=1e-9)
+        assert a["metrics"] == b["metrics"]
+
+
+@pytest.mark.parametrize(
+    "method", ["melora", *(pytest.param(name, marks=pytest.mark.slow) for name in METHODS if name != "melora")]
+)
+def test_a_compiled_run_equals_the_plain_one(both, method):
+    plain, compiled = both(method)
+    assert counters["frames"]["ok"] > 0 and not counters["graph_break"]
+    assert_equal(plain, compiled)
+
+
+def test_what_does_not_compile_runs_as_it_is(both, caplog):
+    with torch._inductor.config.patch({"cpp.cxx": ("/no/such/compiler",)}):
+        plain, compiled = both("lora")
+    [line] = [record.getMessage() for record in caplog.records if record.name == "melora_bench.training"]
+    assert line.startswith("compile  it runs as it is: ") and "/no/such/compiler" in line
+    assert_equal(plain, compiled)
