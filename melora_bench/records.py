@@ -121,6 +121,7 @@ def load_all(results_dir: str | Path, experiment: str) -> list[RunRecord]:
     try:
         return [load(path) for path in paths]
     finally:
+        gc.freeze()  # nor are they looked through later
         if collecting:
             gc.enable()
 

@@ -97,10 +97,10 @@ def collect(table: dict, found: list[RunRecord], results: Path) -> Cells:
             cell = f"one cell ({row['label']}, {task})"
             for claim, key, what in (((record.config_hash, record.model["sha256"]), (backbone, number, task, value), cell),
                                      (data, (backbone, task), f"the data of {task}")):  # fmt: skip
-                other, path = claims.setdefault(key, (claim, record.path(results)))
+                other, first = claims.setdefault(key, (claim, record))
                 if other != claim:
-                    raise ValueError(f"{record.path(results)} and {path} disagree on {what}: they are runs of different "
-                                     "configs, weights or data; run one of them under another experiment=NAME")  # fmt: skip
+                    raise ValueError(f"{record.path(results)} and {first.path(results)} disagree on {what}: they are runs of "
+                                     "different configs, weights or data; run one under another experiment=NAME")  # fmt: skip
             cells.setdefault((backbone, number, task), {}).setdefault(value, {})[record.seed] = record
     return cells
 
