@@ -35,6 +35,7 @@ class _Masked(torch.autograd.Function):
     def forward(ctx, x: Tensor, dropped: int) -> Tensor:
         words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None)  # all 64 bits
         keep = words.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - STEPS // 2
+        keep = keep.view(torch.uint8)  # products with it take half of the time of those with bools
         ctx.save_for_backward(keep)
         ctx.scale = STEPS / (STEPS - dropped)
         return (x * keep).mul_(ctx.scale)
