@@ -51,10 +51,10 @@ INSTRUCT ?= melora_table3
 SCORE ?= backbone=llama2_7b
 BENCHMARKS = task=mmlu,drop,humaneval,bbh
 instruct-sweep: $(DONE)  ## train and score a table of INSTRUCTEVAL (INSTRUCT=name, ARGS for training, SCORE for scoring)
-	$(BIN)/python scripts/train.py -m table=$(INSTRUCT) $(ARGS)
-	$(BIN)/python scripts/instructeval.py -m $(BENCHMARKS) experiment=$(INSTRUCT) $(SCORE)
-	$(BIN)/python scripts/instructeval.py -m $(BENCHMARKS) run=$(INSTRUCT) $(SCORE)
-	$(BIN)/python scripts/tables.py $(INSTRUCT)
+	@failed=0; set -x; $(BIN)/python scripts/train.py -m table=$(INSTRUCT) $(ARGS) || failed=1; \
+	$(BIN)/python scripts/instructeval.py -m $(BENCHMARKS) experiment=$(INSTRUCT) $(SCORE) || failed=1; \
+	$(BIN)/python scripts/instructeval.py -m $(BENCHMARKS) run=$(INSTRUCT) $(SCORE) || failed=1; \
+	$(BIN)/python scripts/tables.py $(INSTRUCT) && exit $$failed
 
 QUICK = results_dir=outputs/instruct_quickstart limit=8 allow_code_execution=true data=local data.root=$(DATA)/instruct
 instruct-quickstart: $(DONE)  ## tune and score SmolLM2 (DATA=DIR with alpaca/*.json and instruct/{mmlu,bbh,drop,humaneval}/)

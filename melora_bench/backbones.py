@@ -47,6 +47,9 @@ class Backbone:
     @functools.cached_property  # the hub is asked once, and every part comes from one commit
     def folder(self) -> tuple[Path, str | None]:
         """The checkpoint's folder and the hub's commit. Raises ValueError when it cannot be had."""
+        return self._get(FILES)
+
+    def _get(self, patterns: list[str]) -> tuple[Path, str | None]:
         if self.path:
             for name in ("config.json", "tokenizer.json", "*.safetensors"):
                 if not any(Path(self.path).glob(name)):
@@ -57,10 +60,11 @@ class Backbone:
         if self.repo is None:
             return type(self).embedded(), None
         offline = f"offline, use backbone.path=DIR with a copy of {self.repo}, or backbone=minilm"
-        return hub_snapshot(self.repo, self.revision, kind="model", patterns=FILES, offline=offline)
+        return hub_snapshot(self.repo, self.revision, kind="model", patterns=patterns, offline=offline)
 
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        folder = self.folder[0]
+    def tokenizer(self, *, alone: bool = False) -> PreTrainedTokenizerBase:
+        """alone: of the hub's files, fetch no weights. Raises ValueError as `folder` does."""
+        folder = (self._get(FILES[:-1]) if alone else self.folder)[0]
         with self._loading(folder):
             return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 

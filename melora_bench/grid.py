@@ -10,7 +10,8 @@ def points(table: dict, overrides: list[str]) -> list[list[str]]:
     columns. A row that is `untrained` has no point.
 
     An override of the task, the method, or a method's key that some row lists, selects (`task=mrpc`, `method=melora`,
-    `method.n=4,8`); any other applies to every point. Raises ValueError when nothing is left, naming what there is.
+    `method.n=4,8`); any other applies to every point but those of a row with a value of its own, which stays. A row with
+    another backbone of its own is left out. Raises ValueError when nothing is left, naming what there is.
     """
     listed = {key for row in table["rows"] for key in row["points"] if key.split(".")[0] == "method"} | {"task"}
     parsed = [override.partition("=") for override in overrides]
@@ -28,15 +29,12 @@ def points(table: dict, overrides: list[str]) -> list[list[str]]:
             continue
         grid = {"task": tasks, **row["points"]}
         choices = {key: [str(value) for value in as_list(values)] for key, values in grid.items()}
-        if any(key not in choices for key in select):
+        if any(key not in choices for key in select) or not _same_backbone(choices, rest):
             continue
-        kept = {
-            key: [v for v in values if v in select.get(key, values)]
-            for key, values in choices.items()
-            if key not in rest
-        }
+        kept = {key: [v for v in values if v in select.get(key, values)] for key, values in choices.items()}
+        others = [override for key, override in rest.items() if key not in choices]
         for values in itertools.product(*kept.values()):
-            found.append([f"{key}={value}" for key, value in zip(kept, values, strict=True)] + list(rest.values()))
+            found.append([f"{key}={value}" for key, value in zip(kept, values, strict=True)] + others)
     if not found:
         there = {
             key: [v for row in table["rows"] for v in map(str, as_list(row["points"].get(key, [])))] for key in listed
@@ -55,6 +53,10 @@ def reference(table: dict) -> str | None:
 
 def as_list(value: object) -> list:
     return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _same_backbone(choices: dict[str, list[str]], rest: dict[str, str]) -> bool:
+    return "backbone" not in choices or rest.get("backbone", "").partition("=")[2] in ("", *choices["backbone"])
 
 
 def _values(text: str) -> list[str]:

@@ -55,7 +55,7 @@ def plan(table: str, overrides: list[str]) -> list[Cost]:
     Raises ValueError for a grid without such points, or for values that no run can have.
     """
     costs: list[Cost] = []
-    speed: dict[tuple, float] = {}  # by method and number of seeds side by side
+    speed: dict[tuple, float] = {}  # by method, backbone and number of seeds side by side
     sizes: dict[str, Size] = {}  # by what decides which rows are read, and how
     for job in points(load_grid(table)["table"], overrides):
         point = Point.of(*compose_run([f"table={table}", *job]))
@@ -63,6 +63,10 @@ def plan(table: str, overrides: list[str]) -> list[Cost]:
         costs.append(cost)
         try:
             _measure(cost, sizes, speed)
+        except torch.OutOfMemoryError:
+            cost.problem = (
+                f"batch_size={point.config['batch_size']} does not fit the device's memory: raise accumulation"
+            )
         except ValueError as error:
             cost.problem = " ".join(str(error).split())
     return costs
@@ -80,7 +84,7 @@ def _measure(cost: Cost, sizes: dict[str, Size], speed: dict[tuple, float]) -> N
     cost.steps = len(packs) * schedule.total
     cost.tokens = round(len(cost.missing) * schedule.epoch(schedule.total) * size.tokens)
     cost.evaluated = len(cost.missing) * schedule.rounds * size.evaluated
-    key = (cost.point.choices["method"], len(packs[0]))
+    key = (*(cost.point.choices[group] for group in ("method", "backbone")), len(packs[0]))
     if key not in speed:
         speed[key] = probe(PackedRun(cost.point, packs[0]))
     cost.hours = (cost.tokens + FORWARD_SHARE * cost.evaluated) / speed[key] / 3600

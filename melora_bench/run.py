@@ -168,8 +168,7 @@ class PackedRun:
             head=head,
             **{key: config[key] for key in keys},
         )
-        if config["compile"]:
-            self.trainer.compile()
+        self.compiled = config["compile"] and self.trainer.compile()
 
     def execute(self) -> list[Path]:
         """Train to the end, a checkpoint after each round; write the records. Raises ValueError if a replica failed."""
@@ -282,7 +281,7 @@ class PackedRun:
         shared = {
             **self._about,
             "versions": {"method": self.method.version, "task": self.task.version},
-            "env": records.environment(self.accelerator, self.config),
+            "env": records.environment(self.accelerator, {**self.config, "compile": self.compiled}),
             "data": self.data,
             "params": self.params,
             "metric": self.task.metric,

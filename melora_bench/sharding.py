@@ -46,6 +46,8 @@ def shard_backbone(model: nn.Module, accelerator: Accelerator) -> None:
         )
     whole = {value.data_ptr() for value in adapter_tensors(model).values()}
     kept = {value for value in model.parameters() if value.data_ptr() in whole}
+    if kept.issuperset(model.parameters()):
+        raise ValueError("shard=true cuts frozen weights, and this method trains them all: use shard=false")
     for name, value in model.named_parameters():
         if value not in kept and not value.is_floating_point():
             raise ValueError(f"shard=true: {name} is packed ({value.dtype}), which cannot be cut: use shard=false")

@@ -56,7 +56,8 @@ def assemble(name: str, results_dir: str | None = None) -> Assembled:
     grid = load_grid(name)
     table, results = grid["table"], Path(results_dir or ROOT / grid.get("results_dir", "results"))
     cells = collect(table, records.load_all(results, grid["experiment"]), results)
-    obstacles = {r.run_id: obstacle(r, table) for runs in cells.values() for r in all_records(runs)}
+    obstacles = {r.run_id: obstacle(r, table, table["rows"][number]["points"])
+                 for (_, number, _), runs in cells.items() for r in all_records(runs)}  # fmt: skip
     rows = rows_of(table, cells, obstacles)
     return Assembled(table=table, results=results, cells=cells, rows=rows, obstacles=obstacles)
 
@@ -80,19 +81,23 @@ def regenerate(name: str, results_dir: str | None = None) -> tuple[Path, Path, P
 
 
 def collect(table: dict, found: list[RunRecord], results: Path) -> Cells:
-    """The records by cell; those of no row or task of the table are left out.
+    """The records by cell; those of no row or task of the table are left out. One of a row with a backbone of its own
+    stands among the table's.
 
     Raises ValueError when two configs or weights claim one cell, or two data sets one task.
     """
     cells: Cells = {}
     claims: dict[tuple, tuple] = {}
     for record in found:
-        task, backbone = record.choices["task"], record.choices["backbone"]
-        for number, row in enumerate(table["rows"]):
-            values = {key: str(lookup(record, key)) for key in row["points"]}
-            if task not in table["tasks"] or any(values[key] not in listed(row, key) for key in values):
-                continue
-            value = values.get(row.get("over"), "")
+        task = record.choices["task"]
+        if task not in table["tasks"]:
+            continue
+        rows = [(number, row) for number, row in enumerate(table["rows"])
+                if all(str(lookup(record, key)) in listed(row, key) for key in row["points"])]  # fmt: skip
+        own = [(number, row) for number, row in rows if "backbone" in row["points"]]
+        backbone = table.get("backbone", BACKBONE) if own else record.choices["backbone"]
+        for number, row in own or rows:
+            value = str(lookup(record, row["over"])) if "over" in row else ""
             data = tuple(part and tuple(part["sha256"]) for part in record.data.values())
             cell = f"one cell ({row['label']}, {task})"
             for claim, key, what in (((record.config_hash, record.model["sha256"]), (backbone, number, task, value), cell),
@@ -170,16 +175,16 @@ def verdict(score: Score, cell: published.Cell, obstacle: str) -> str:
     return "agrees" if abs(score.mean - cell.value) <= 2 * score.sd / count**0.5 + cell.half_unit else "differs"
 
 
-def obstacle(record: RunRecord, table: dict) -> str:
-    """Why a record cannot be held against the paper: another backbone, or settings other than the paper's; else empty."""
+def obstacle(record: RunRecord, table: dict, own: dict) -> str:
+    """Why a record of the row with the points `own` cannot be held against the paper: another backbone, or settings other
+    than the paper's; else empty."""
     if not table["paper"]:
         return ""
     task, paper_backbone = table.get("trained_on", record.choices["task"]), table.get("backbone", BACKBONE)
     expected = _settings(table["paper"], task, record.choices["method"]) if record.choices["recipe"] else {}
     expected |= {"task.limit": None}
-    points = {key for row in table["rows"] for key in row["points"]}
     other = [f"{key} {value} instead of {wanted}" for key, wanted in expected.items()
-             if key not in points and (value := lookup(record, key)) != wanted]  # fmt: skip
+             if key not in own and (value := lookup(record, key)) != wanted]  # fmt: skip
     backbone = [] if record.choices["backbone"] == paper_backbone else [f"backbone {record.choices['backbone']}"]
     for split, part in record.data.items():
         if part is None or part.get("file", split) != split:

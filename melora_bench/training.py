@@ -60,17 +60,19 @@ class Trainer:
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         self.guard = ReplicaGuard(list(params.values()), self.replicas, self.max_grad_norm, self.accelerator)
 
-    def compile(self) -> None:
+    def compile(self) -> bool:
         """Compile the model, and try it on one batch: where that fails it runs as it is, and a warning says why."""
-        self.model.compile(dynamic=True)
+        self.model.train().compile(dynamic=True)
+        self.method.before_forward(0)
         try:
             self._loss(next(self.batches.epoch(0))[0]).sum().backward()
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # dynamo, inductor, triton and a C++ compiler raise their own
             self.model._compiled_call_impl = None
-            log.warning("compile  it runs as it is: %s: %s", type(error).__name__, str(error).splitlines()[0])
+            log.warning("compile  it runs as it is: %s: %s", type(error).__name__, str(error).partition("\n")[0])
         self.optimizer.zero_grad()
+        return self.model._compiled_call_impl is not None
 
     @property
     def finished(self) -> bool:

@@ -4,6 +4,7 @@ import sys
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from melora_bench.progress import setup_logging
@@ -12,12 +13,16 @@ from melora_bench.progress import setup_logging
 @hydra.main(config_path="../configs", config_name="instructeval", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     from melora_bench.instructeval.run import score
+    from melora_bench.run import RunError
 
     setup_logging()
     try:
         score(cfg, HydraConfig.get().runtime.choices)
     except ValueError as error:
-        sys.exit(f"error: {error}")
+        if HydraConfig.get().mode == RunMode.RUN:
+            sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        raise RunError(f"error: {error}") from None  # after the other benchmarks
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def test_recipes_hold_the_papers_numbers_and_nothing_else(paper):
     if paper == "melora":
         expected["alpaca"] = {
             "lr": 3e-4, "head_lr_scale": 1.0, "weight_decay": 0.0, "warmup_steps": 100, "max_grad_norm": 1.0, "epochs": 3,
-            "eval_steps": 200, "batch_size": 128, "max_length": 256,
+            "eval_steps": 200, "batch_size": 128, "accumulation": 16, "max_length": 256,
         }  # fmt: skip
     folder = CONFIGS / "recipe" / paper
     found = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in folder.glob("*.yaml")}

@@ -70,15 +70,24 @@ def test_a_point_in_full():
 
 
 def test_what_no_row_lists_is_appended_to_every_point():
-    jobs = grid("quickstart", "lr=1e-3", "task=movie", "seeds=[0,1]", "+note=a=b")
+    jobs = grid("quickstart", "epochs=1", "task=movie", "seeds=[0,1]", "+note=a=b")
     assert len(jobs) == 15
-    assert all(job[-3:] == ["lr=1e-3", "seeds=[0,1]", "+note=a=b"] for job in jobs)
-    assert ["task=movie", "method=head", "lr=1e-3", "seeds=[0,1]", "+note=a=b"] in jobs
+    assert all(job[-3:] == ["epochs=1", "seeds=[0,1]", "+note=a=b"] for job in jobs)
+    assert ["task=movie", "method=head", "epochs=1", "seeds=[0,1]", "+note=a=b"] in jobs
 
 
-def test_a_rows_own_value_of_what_does_not_select_is_replaced():
-    assert ["task=movie", "method=full", "recipe=finetune", "lr=0.0001"] in grid("quickstart")
-    assert ["task=movie", "method=full", "recipe=finetune", "lr=1"] in grid("quickstart", "lr=1")
+def test_a_row_keeps_its_own_values():
+    """Else its records would not be the row's."""
+    assert ["task=movie", "method=full", "recipe=finetune", "lr=0.0001"] in grid("quickstart", "lr=1")
+    assert ["task=movie", "method=lora", "lr=1"] in grid("quickstart", "lr=1", "method=lora")
+
+
+def test_a_row_with_another_backbone_of_its_own_is_left_out():
+    assert sum("backbone=llama2_7b_nf4" in job for job in grid("melora_table3")) == 1
+    assert len(grid("melora_table3", "backbone.path=here")) == len(grid("melora_table3")) == 13
+    assert [job for job in grid("melora_table3", "backbone=smollm2") if "backbone=smollm2" not in job] == []
+    assert len(grid("melora_table3", "backbone=smollm2")) == 12
+    assert len(grid("melora_table3", "backbone=llama2_7b_nf4")) == 13
 
 
 @pytest.mark.parametrize(("overrides", "message"), [

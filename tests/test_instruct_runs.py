@@ -302,6 +302,9 @@ def test_a_backbone_that_cannot_be_cut_is_refused(tiny_llama):
     model._no_split_modules = None
     with pytest.raises(ValueError, match="LlamaForCausalLM does not say which of its modules are layers"):
         shard_backbone(model, two)
+    whole = LlamaForCausalLM.from_pretrained(tiny_llama)
+    with pytest.raises(ValueError, match="shard=true cuts frozen weights, and this method trains them all"):
+        shard_backbone(whole, two)
 
 
 def test_4_bit_weights_are_trained_on(alpaca_overrides, tiny_llama, tmp_path):

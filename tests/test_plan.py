@@ -2,6 +2,7 @@
 
 import plan as script  # scripts/plan.py
 import pytest
+import torch
 from conftest import run_point
 
 from melora_bench.plan import plan
@@ -38,6 +39,24 @@ def test_what_cannot_be_known_is_said(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert code == 0 and "cost unknown" in printed and "0 points done, 1 missing (3 records)" in printed
     assert "the cost of 1 points is unknown: " in printed and str(tmp_path) in printed
+
+
+def test_a_point_that_does_not_fit_has_an_unknown_cost(narrowed, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("melora_bench.plan.probe", full)
+    assert {cost.problem for cost in plan("mplora_table1", narrowed)} == {
+        "batch_size=16 does not fit the device's memory: raise accumulation"
+    }
+
+
+def test_scoring_is_said_to_come_on_top(narrowed, capsys):
+    """The grid of a table that scores what was trained is what is trained."""
+    assert script.main(["melora_table3", "data=local", "data.root=nowhere", "method=adalora"]) == 0
+    assert (
+        "the plan is of training: 1 models, and the one without tuning, are then scored on" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("arguments", [[], ["a", "b"]])

@@ -11,7 +11,7 @@ import pytest
 from synthetic import record
 
 from melora_bench.published import Cell
-from melora_bench.tables import Score, _settings, collect, load_grid, regenerate, scores, verdict
+from melora_bench.tables import Score, _settings, collect, load_grid, obstacle, regenerate, scores, verdict
 
 GOLDEN = Path(__file__).parent / "data" / "tables"
 TASKS = ["mrpc", "cola", "sst2", "stsb", "qnli", "rte"]
@@ -50,6 +50,16 @@ def test_records_are_grouped_by_backbone_row_task_value_and_seed(tmp_path):
         ("minilm", 0, "mrpc"): {"": [0]},
     }
     assert cells["roberta_base", 1, "mrpc"]["4"][3].config["method"]["n"] == 4
+
+
+def test_a_row_with_a_backbone_of_its_own_stands_among_the_tables(tmp_path):
+    """A run of that backbone in another row, which names none, keeps a section of its own."""
+    quantized = {"label": "QLoRA", "points": {"method": "lora", "method.r": 8, "backbone": "small"}}
+    table = TABLE | {"rows": [*TABLE["rows"], quantized], "backbone": "large"}
+    found = [record(backbone=name) for name in ("large", "small")] + [record(backbone="small", method="mplora", n=2)]
+    cells = collect(table, found, tmp_path)
+    assert sorted(cells) == [("large", 0, "mrpc"), ("large", 2, "mrpc"), ("small", 1, "mrpc")]
+    assert cells["large", 2, "mrpc"][""][0].choices["backbone"] == "small"
 
 
 @pytest.mark.parametrize(
@@ -209,6 +219,15 @@ def test_a_value_stands_alone_until_the_others_are_there(tmp_path):
     assert (label.format(2), "mrpc") not in rows
     saved(tmp_path, *(record(method="mplora", n=2, seed=seed, curve=(0.6,)) for seed in range(3)))
     assert not any("alone" in row for row, _ in lines(tmp_path))
+
+
+def test_what_one_row_sets_is_the_papers_own_in_the_others():
+    """Full fine-tuning has a learning rate of its own in this table; LoRA has not."""
+    table = load_grid("melora_table3")["table"]
+    other = record(task="mmlu", recipe="melora/alpaca", backbone="llama2_7b", lr=1e-3)
+    [full, lora] = [next(row for row in table["rows"] if row["label"] == label) for label in ("FT", "LoRA")]
+    assert obstacle(other, table, full["points"]) == ""
+    assert obstacle(other, table, lora["points"]) == "lr 0.001 instead of 0.0003"
 
 
 def test_without_records_a_papers_table_shows_the_published_numbers_alone(tmp_path):

@@ -1,6 +1,7 @@
 """From a trained run, or a backbone as it is, to the record of its score on one benchmark."""
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from melora_bench import checkpoints, export, records
 from melora_bench.backbones import Backbone, check_precision
 from melora_bench.files import sha256_file
 from melora_bench.instructeval import sandbox
+from melora_bench.instructeval.base import Benchmark
 from melora_bench.instructeval.harness import harness_scores
 from melora_bench.instructeval.scoring import evaluate, write_prompts
 from melora_bench.points import build
@@ -41,18 +43,29 @@ class Scored:
 def score(cfg: DictConfig, choices: dict) -> list[Path]:
     """Score what `cfg` (configs/instructeval.yaml) names; returns the records, those that were there before included.
 
-    Raises ValueError for values that cannot be, data or runs that are not there, and what `evaluate` refuses.
+    Raises ValueError for values that cannot be, data or runs that are not there, what `evaluate` refuses, and a device
+    without memory enough.
     """
     config = OmegaConf.to_container(cfg, resolve=True)
+    try:
+        return _score(config, choices)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(f"the device is out of memory at batch_size={config['batch_size']}: lower it; finished subjects are "
+                         "kept, and the next start goes on after them") from error  # fmt: skip
+
+
+def _score(config: dict, choices: dict) -> list[Path]:
     if config["precision"] not in ("no", *DTYPES):
         raise ValueError(f"precision={config['precision']!r} is unknown: use no, bf16 or fp16")
     if config["protocol"] not in ("instructeval", "lm_eval"):
         raise ValueError(f"protocol={config['protocol']!r} is unknown: use instructeval or lm_eval")
     benchmark, source = (build(config[group], group) for group in ("task", "data"))
+    if not isinstance(benchmark, Benchmark):
+        raise ValueError(f"task={choices['task']} is trained on, not scored: use task=mmlu, bbh, drop or humaneval")
     if config["prompts"]:
         loaded = benchmark.read(source.benchmark_root())
         try:
-            tokenizer = build(config["backbone"], "backbone").tokenizer()
+            tokenizer = build(config["backbone"], "backbone").tokenizer(alone=True)
         except ValueError as error:
             log.warning("%s", error)
             tokenizer = None
@@ -61,15 +74,33 @@ def score(cfg: DictConfig, choices: dict) -> list[Path]:
         return []
     if config["protocol"] == "lm_eval":
         for scored in _models(config, choices):
-            model, backbone = scored.build()
-            found = harness_scores(model, backbone.tokenizer(), benchmark.name, batch_size=config["batch_size"],
-                                   limit_per_task=config["limit"])  # fmt: skip
+            with _ready(scored, config) as (model, backbone, _):
+                found = harness_scores(model, backbone.tokenizer(), benchmark.name, batch_size=config["batch_size"],
+                                       limit_per_task=config["limit"])  # fmt: skip
             log.info("%s s%d  %s  %s", scored.choices["method"], scored.seed, found["engine"], found["results"])
         return []
     if benchmark.executes:  # refuse before anything is loaded
-        sandbox.run("", allow_code_execution=config["allow_code_execution"])
+        _passes(config, "")
     loaded = benchmark.read(source.benchmark_root())
     return [_one(config, choices, scored, benchmark, loaded) for scored in _models(config, choices)]
+
+
+def _passes(config: dict, program: str) -> bool:
+    keys = ("allow_code_execution", "isolation")
+    return sandbox.run(program, **{key: config[key] for key in keys}).passed
+
+
+@contextlib.contextmanager
+def _ready(scored: Scored, config: dict) -> Iterator[tuple[torch.nn.Module, Backbone, Accelerator]]:
+    """The model on the device, under the precision asked for."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    model, backbone = scored.build()
+    check_precision(model, config["precision"])
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    reduced = DTYPES.get(config["precision"])
+    with torch.autocast(accelerator.device.type, reduced) if reduced else contextlib.nullcontext():
+        yield model.to(accelerator.device), backbone, accelerator
 
 
 def _one(config: dict, choices: dict, scored: Scored, benchmark, loaded) -> Path:
@@ -94,26 +125,22 @@ def _one(config: dict, choices: dict, scored: Scored, benchmark, loaded) -> Path
         log.info("skip  %s  %s is recorded: %s", benchmark.label, name, path)
         return path
     git = records.git_state()
-    model, backbone = scored.build()
-    check_precision(model, config["precision"])
-    origin, params = backbone.origin(), checkpoints.counts(model, backbone.head)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    model = model.to(accelerator.device)
-    reduced = DTYPES.get(config["precision"])
-    with torch.autocast(accelerator.device.type, reduced) if reduced else contextlib.nullcontext():
+    with _ready(scored, config) as (model, backbone, accelerator):
+        origin, params = backbone.origin(), checkpoints.counts(model, backbone.head)
         found = evaluate(
             benchmark, loaded, model, backbone.tokenizer(), path.with_suffix(""),
             identity={"config_hash": digest, "weights": origin["sha256"], "adapter": scored.init_from},
             limit=config["limit"], batch_size=config["batch_size"], seed=config["seed"],
-            execute=lambda program: sandbox.run(program, allow_code_execution=config["allow_code_execution"]).passed,
+            execute=functools.partial(_passes, config),
         )  # fmt: skip
     seconds = time.perf_counter() - clock
+    told = {"isolation": config["isolation"]} if benchmark.executes else {}
     keys = [key for key in ("score", "exact", "ceiling") if found.get(key) is not None]
     entry = {
         **scored.at, "train_loss": None, "penalty": None, "lr": None,
         "metrics": {key: round(found[key] / 100, 6) for key in keys},
         "halves": [{"score": round(value / 100, 6)} for value in found["halves"]],
-        "report": {key: found[key] for key in ("questions", "shots", "subjects", "examples_sha256")},
+        "report": {key: found[key] for key in ("questions", "shots", "subjects", "examples_sha256")} | told,
     }  # fmt: skip
     data = found["data"]
     record = RunRecord(
@@ -132,11 +159,11 @@ def _one(config: dict, choices: dict, scored: Scored, benchmark, loaded) -> Path
         params=params,
         metric="score",
         epochs=[entry],
-        rows_per_second=round(found["questions"] / seconds, 3),
+        rows_per_second=round(found["asked"] / found["seconds"], 3) if found["asked"] else None,
         tokens_per_second=None,
         peak_memory_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
         wall_seconds=round(seconds, 3),
-        resumed_at=[],
+        resumed_at=[found["questions"] - found["asked"]] if found["asked"] < found["questions"] else [],
         started=started,
         finished=records.now(),
     )

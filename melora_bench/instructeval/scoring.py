@@ -67,7 +67,8 @@ def evaluate(
     seed: int = 0,
     execute: Callable[[str], bool] | None = None,
 ) -> dict:
-    """Score a model; returns the average, the subjects' scores and what they were measured on.
+    """Score a model; returns the average, the subjects' scores, what they were measured on, and how many questions were asked
+    now, in how many seconds.
 
     Every prompt, output, target and score is stored in `<folder>/<benchmark>/<subject>.jsonl.gz` when its subject is done;
     a subject whose file is there is not run again. `identity` names the model in these files (JSON values). `limit` is the
@@ -90,15 +91,16 @@ def evaluate(
         settings |= {"temperature": benchmark.temperature, "seed": seed}
     headers, paths, rows = {}, {}, {}
     for name, questions in chosen.items():
-        asked = [_row(prompt, question) for prompt, question in zip(prompts[name], questions, strict=True)]
-        header = {"benchmark": benchmark.name, "subject": name, **settings, "sha256": sha256_json(asked)}
+        texts = [_row(prompt, question) for prompt, question in zip(prompts[name], questions, strict=True)]
+        header = {"benchmark": benchmark.name, "subject": name, **settings, "sha256": sha256_json(texts)}
         headers[name] = json.loads(json.dumps(header))  # as it is read back
         paths[name] = Path(folder) / benchmark.name / f"{name}.jsonl.gz"
         if paths[name].exists():
             rows[name] = _stored(paths[name], headers[name])
 
     missing = [name for name in chosen if name not in rows]
-    with EvalProgress(benchmark.label, sum(len(chosen[name]) for name in missing)) as progress:
+    asked, started = sum(len(chosen[name]) for name in missing), time.perf_counter()
+    with EvalProgress(benchmark.label, asked) as progress:
         for name in missing:
             progress.subject = name
             outputs = generate(
@@ -122,6 +124,8 @@ def evaluate(
         "version": benchmark.version,
         "data": loaded.origin,
         "limit": limit,
+        "asked": asked,
+        "seconds": time.perf_counter() - started,
         "examples_sha256": _examples_hash(loaded, chosen),
         "halves": [half["score"] for half in _halves(benchmark, rows)],
         **summarise(benchmark, rows),

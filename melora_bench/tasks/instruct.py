@@ -96,9 +96,9 @@ class InstructTask:
         ids, mask = batch["input_ids"], batch["attention_mask"]
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
         wanted = (mask[:, 1:] > 0) & (mask.cumsum(1)[:, 1:] > batch["labels"].clamp(min=1)[:, None])
-        losses = F.cross_entropy(logits[wanted].float(), ids[:, 1:][wanted], reduction="none")
-        total = torch.zeros(wanted.shape, device=ids.device).masked_scatter(wanted, losses).sum(1)
-        return torch.stack([total, wanted.sum(1)], dim=1)
+        labels = ids[:, 1:].masked_fill(~wanted, -100)  # left out; to pick the others would wait for the device
+        losses = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="none")
+        return torch.stack([losses.view_as(labels).sum(1), wanted.sum(1)], dim=1)
 
     def score(self, outputs: dict[str, np.ndarray], half: int | None = None) -> dict[str, float]:
         """{"loss": ...} of one replica from `outputs` (rows, 2), over all rows or one of two fixed halves."""

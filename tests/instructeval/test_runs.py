@@ -3,15 +3,20 @@
 import gzip
 import json
 import random
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import torch
 from conftest import run_point
 from hydra import compose, initialize_config_dir
 from instruct_fakes import SMALL, byte_tokenizer, tiny_llama, write_original
 from omegaconf import OmegaConf
 
 from melora_bench import records
+from melora_bench.instructeval.generate import generate
 from melora_bench.instructeval.run import score
 from melora_bench.run import RunError
 from melora_bench.tables import regenerate
@@ -40,11 +45,18 @@ def place(tmp_path, model):
     return train, [*shared, f"data.root={tmp_path}/instruct"]
 
 
+def sized(name: str) -> list[str]:
+    return [f"task={name}", *(f"task.{key}={value}" for key, value in SMALL[name].items())]
+
+
 def scored(name: str, overrides: list[str]):
+    return composed_score([*sized(name), *overrides])
+
+
+def composed_score(overrides: list[str]):
     """What scripts/instructeval.py does with this command line."""
-    sized = [f"task={name}", *(f"task.{key}={value}" for key, value in SMALL[name].items())]
     with initialize_config_dir(str(records.ROOT / "configs"), version_base="1.3"):
-        cfg = compose("instructeval", [*sized, *overrides], return_hydra_config=True)
+        cfg = compose("instructeval", overrides, return_hydra_config=True)
     plain = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
     return score(plain, dict(cfg.hydra.runtime.choices))
 
@@ -102,6 +114,82 @@ def test_programs_of_a_model_run_with_permission_only(place, tmp_path):
     assert not (tmp_path / "results").exists()
 
 
+def test_the_weaker_sandbox_must_be_asked_for_and_is_recorded(place, monkeypatch):
+    _, scoring = place
+    scoring, asked = [*scoring, "limit=1", "allow_code_execution=true", "task.max_new_tokens=8"], []
+    with pytest.raises(ValueError, match=r"isolation='none' is not one of namespaces, process"):
+        scored("humaneval", [*scoring, "isolation=none"])
+
+    def run(program, **options):
+        asked.append(options)
+        return SimpleNamespace(passed=True)
+
+    monkeypatch.setattr("melora_bench.instructeval.run.sandbox.run", run)
+    [path] = scored("humaneval", [*scoring, "isolation=process"])
+    assert records.load(path).epochs[0]["report"]["isolation"] == "process"
+    assert asked == [{"allow_code_execution": True, "isolation": "process"}] * 3  # none, the model's, the authors'
+
+
+def test_out_of_memory_says_what_to_lower_and_finished_subjects_are_kept(place, monkeypatch):
+    _, scoring = place
+    batches = []
+
+    def full_at_the_second_subject(*given, **options):
+        batches.append(options["batch_size"])
+        if len(batches) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return generate(*given, **options)
+
+    monkeypatch.setattr("melora_bench.instructeval.scoring.generate", full_at_the_second_subject)
+    with pytest.raises(ValueError, match=r"out of memory at batch_size=8: lower it; finished subjects are kept"):
+        scored("mmlu", scoring)
+    [path] = scored("mmlu", [*scoring, "batch_size=1"])
+    record = records.load(path)
+    assert batches == [8, 8, 1]
+    assert record.epochs[0]["report"]["questions"] == 4 and record.resumed_at == [1] and record.rows_per_second > 0
+    [path] = scored("bbh", scoring)
+    assert records.load(path).resumed_at == []
+
+
+def test_the_harness_gets_the_model_under_the_same_precision(place, monkeypatch):
+    _, scoring = place
+    seen = []
+
+    def harness(model, tokenizer, name, **options):
+        seen.append((name, torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None))
+        return {"engine": "lm_eval", "results": {}, "versions": {}}
+
+    monkeypatch.setattr("melora_bench.instructeval.run.harness_scores", harness)
+    scored("mmlu", [*scoring, "protocol=lm_eval"])
+    scored("mmlu", [*scoring, "protocol=lm_eval", "precision=bf16"])
+    assert seen == [("mmlu", None), ("mmlu", torch.bfloat16)]
+    with pytest.raises(ValueError, match=r"backbone.dtype=bfloat16 needs a precision like it"):
+        scored("mmlu", [*scoring, "protocol=lm_eval", "backbone.dtype=bfloat16"])
+
+
+def test_of_several_benchmarks_one_that_is_refused_does_not_stop_the_others(place, tmp_path):
+    _, scoring = place
+    command = [sys.executable, str(records.ROOT / "scripts" / "instructeval.py"), "-m", *scoring, "task=humaneval,bbh"]
+    done = subprocess.run([*command, *sized("bbh")[1:]], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode != 0 and "set allow_code_execution=true" in done.stderr and "Traceback" not in done.stderr
+    assert [path.parent.name for path in (tmp_path / "results").rglob("*.json")] == ["bbh"]
+
+
+def test_prompts_fetch_a_tokenizer_only(place, model, tmp_path, monkeypatch):
+    _, scoring = place
+    asked = []
+
+    def snapshot(repo, revision, *, patterns, **_):
+        asked.extend(patterns)
+        return model, "0" * 40
+
+    monkeypatch.setattr("melora_bench.backbones.hub_snapshot", snapshot)
+    kept = [item for item in scoring if not item.startswith("backbone")]
+    scored("bbh", [*kept, "backbone=llama2_7b", "limit=2", f"prompts={tmp_path}/p.jsonl"])
+    assert "*.safetensors" not in asked and "tokenizer*" in asked
+    assert json.loads((tmp_path / "p.jsonl").read_text().splitlines()[0])["tokens"] > 0
+
+
 def test_prompts_need_no_weights(place, tmp_path, caplog):
     _, scoring = place
     caplog.set_level("INFO")
@@ -122,13 +210,14 @@ def test_prompts_need_no_weights(place, tmp_path, caplog):
         ("data=embedded", r"the benchmarks are not embedded: use data=hub, or data=local"),
         ("data.root=/nowhere", r"data.root=/nowhere is no folder"),
         ("limit=0", r"limit=0 leaves no question"),
+        ("task=alpaca", r"task=alpaca is trained on, not scored: use task=mmlu, bbh, drop or humaneval"),
     ],
 )
 def test_bad_input_is_one_line(place, tmp_path, override, message):
     _, scoring = place
     kept = [item for item in scoring if not (override == "data=embedded" and item.startswith("data"))]
     with pytest.raises(ValueError, match=message) as error:
-        scored("mmlu", [*kept, override])
+        scored("mmlu", [*kept, override]) if override != "task=alpaca" else composed_score([*kept, override])
     assert "\n" not in str(error.value) and not (tmp_path / "results").exists()
 
 
