@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import run_point
 from test_contract import METHODS
-from test_training import NO_DROPOUT, curves
+from test_training import curves, without_dropout
 from torch._dynamo.utils import counters
 from torch._inductor.utils import fresh_cache
 
@@ -14,8 +14,7 @@ def both(tiny_overrides, tmp_path):
     """both(method): the curves of a plain run and of a compiled one."""
 
     def run(method: str) -> tuple[list[dict], list[dict]]:
-        dropout = [item for item in NO_DROPOUT if method not in ("full", "head") or item.startswith("backbone.")]
-        command = [*tiny_overrides, *dropout, f"method={method}", "lr=0.01"]
+        command = [*tiny_overrides, *without_dropout(method), f"method={method}", "lr=0.01"]
         torch._dynamo.reset()
         counters.clear()
         places = [f"results_dir={tmp_path}/compiled", f"output_dir={tmp_path}/compiled"]

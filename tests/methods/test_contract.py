@@ -111,6 +111,30 @@ def test_update_is_delta_weight_is_its_factors(tiny_roberta, name):
             assert torch.allclose(found, full[: len(found)], atol=1e-5) and full[len(found) :].sum() < 1e-3
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_layer_is_the_plain_one_with_its_weight_changed(tiny_roberta, name, dtype, tolerance):
+    """Outputs and all gradients of (W + dW) x + b in float32; under bf16, up to its rounding. As a run begins: later no
+    gradient passes through the part of Delta-LoRA's W that moved."""
+    model, method = build(tiny_roberta, name)
+    source = torch.Generator().manual_seed(0)
+    for value in trainable(model).values():
+        value.data += 0.3 * torch.randn(value.shape, generator=source)
+    for layer in method.layers.values():
+        x = torch.randn(2, 7, layer.base.in_features, generator=source).requires_grad_(True)
+        towards = torch.randn(2, 7, layer.base.out_features, generator=source)
+        wanted = [x, *(value for value in layer.parameters() if value.requires_grad)]
+        plain = x @ (layer.base.weight + layer.delta_weight()).mT + layer.base.bias
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            fast = layer(x)
+        pairs = [(fast, plain)]
+        pairs += zip(torch.autograd.grad(fast, wanted, towards.to(fast.dtype)),
+                     torch.autograd.grad(plain, wanted, towards), strict=True)  # fmt: skip
+        assert fast.dtype == dtype
+        for ours, exact in pairs:
+            assert (ours.float() - exact).norm() <= tolerance * exact.norm()
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_initial_values_depend_on_the_seed_alone(tiny_roberta, name):
     """Seed 5 starts alike alone, beside seed 3 and whatever the global generator holds; its head alike in every method."""
