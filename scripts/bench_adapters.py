@@ -8,6 +8,7 @@ import argparse
 import json
 import statistics
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -101,14 +102,16 @@ def once(layer: nn.Module, x: Tensor, grad: Tensor, autocast) -> tuple[float, in
 def write(name: str, settings: dict, rows: dict[str, dict], lines: list[str]) -> None:
     """<to>/<name>_<cpu or cuda>.json and .md: what was measured, with which settings, on what; prints the table."""
     cuda = torch.cuda.is_available()
-    about = {"device": device_name(cuda), "torch": torch.__version__, **git_state()}
+    versions = {name: version(name) for name in ("torch", "transformers", "accelerate", "peft")}
+    about = {"device": device_name(cuda), **versions, **git_state()}
     stem = Path(settings["to"]) / f"{name}_{'cuda' if cuda else 'cpu'}"
     settings = {key: value for key, value in settings.items() if key not in ("data", "to")}  # places on this machine
     write_text(
         stem.with_suffix(".json"), json.dumps({"about": about, "settings": settings, "rows": rows}, indent=1) + "\n"
     )
     commit = f"{about['commit'][:10]}{' with local changes' * bool(about['dirty'])}" if about["commit"] else "unknown"
-    text = "\n".join([*lines, "", f"{about['device']}, torch {torch.__version__}, commit {commit}"]) + "\n"
+    used = ", ".join(f"{name} {number}" for name, number in versions.items())
+    text = "\n".join([*lines, "", f"{about['device']}, {used}, commit {commit}"]) + "\n"
     write_text(stem.with_suffix(".md"), text)
     print(text)
 

@@ -1,4 +1,4 @@
-"""A step of LLaMA-2-7B's shape with random weights: seconds and peak memory of stock PEFT's LoRA and of ours.
+"""A step of LLaMA-2-7B's shape with random weights: seconds and peak memory of stock PEFT's LoRA, no adapter, and ours.
 
 `python scripts/bench_llama.py` needs a GPU with about 40 GB; `--layers 2 --width 64 --vocabulary 100` runs anywhere. Forward,
 backward and AdamW on `batch` rows of `length` tokens, in micro-batches, under bf16. Writes results/bench/llama_<device>.json
@@ -43,6 +43,12 @@ def stock(model: nn.Module) -> nn.Module:
     return peft.get_peft_model(model, config)
 
 
+def frozen(model: nn.Module) -> nn.Module:
+    """No adapter: gradients flow to the embeddings."""
+    model.enable_input_require_grads()
+    return model
+
+
 def ours(method: list[str]) -> Callable[[nn.Module], nn.Module]:
     def adapt(model: nn.Module) -> nn.Module:
         adapter = build(compose_run([*method, "backbone=llama2_7b", "task=alpaca"])[0].method, "method")
@@ -57,7 +63,7 @@ def measure(adapt: Callable, options: argparse.Namespace, device: torch.device) 
     cuda = device.type == "cuda"
     model = adapt(backbone(options, device)).to(device)
     trained = [value for value in model.parameters() if value.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=3e-4, fused=True)
+    optimizer = torch.optim.AdamW(trained, lr=3e-4, fused=True) if trained else None
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     times = []
@@ -67,8 +73,9 @@ def measure(adapt: Callable, options: argparse.Namespace, device: torch.device) 
             ids = torch.randint(options.vocabulary, (options.micro, options.length), device=device)
             with torch.autocast(device.type, torch.bfloat16):
                 model(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        if optimizer:
+            optimizer.step()
+            optimizer.zero_grad()
         if cuda:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
@@ -97,7 +104,7 @@ def main() -> None:
     parser.add_argument("--to", default=BENCH, help="the folder to write to")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    variants = {"PEFT LoRA r=8": stock} | {name: ours(method) for name, method in OURS.items()}
+    variants = {"PEFT LoRA r=8": stock, "no adapter": frozen} | {name: ours(method) for name, method in OURS.items()}
     found: dict[str, list] = {name: [] for name in variants}
     for _ in range(options.repeats):
         for name, adapt in variants.items():

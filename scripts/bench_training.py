@@ -150,6 +150,11 @@ def few(options: argparse.Namespace) -> int:
     return max(options.rows // 3, 4 * options.batch)
 
 
+def least(options: argparse.Namespace) -> int:
+    """How many rows of each seed, where seeds are packed."""
+    return min(options.rows, 3 * options.batch)
+
+
 def variants(bench: Bench, options: argparse.Namespace) -> dict[str, dict[str, Callable]]:
     """{what is compared: {variant: a call that measures it}}; the first of each is what the others are divided by."""
     rows, fewer = options.rows, few(options)
@@ -168,14 +173,14 @@ def variants(bench: Bench, options: argparse.Namespace) -> dict[str, dict[str, C
     return {
         "peers": peers,
         "methods": {name: partial(bench.ours, fewer, method) for name, method in METHODS.items()},
-        "seeds": {f"R = {R}": partial(bench.ours, fewer, melora, R) for R in options.seeds},
+        "seeds": {f"R = {R}": partial(bench.ours, least(options), melora, R) for R in options.seeds},
     }
 
 
 TITLES = {
     "peers": "{rows} rows, r {RANK}, dropout {DROPOUT}; rows/s, and times PEFT's LoRA",
     "methods": "Every method of ours, {few} rows; rows/s, and times LoRA's",
-    "seeds": "Seeds side by side, MELoRA n={N}, {few} rows of each; rows/s of all seeds, and times one seed's",
+    "seeds": "Seeds side by side, MELoRA n={N}, {least} rows of each; rows/s of all seeds, and times one seed's",
 }
 
 
@@ -183,7 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("rows", 320), ("batch", 32), ("repeats", 3)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 5], help="how many seeds to pack")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 5, 10], help="how many seeds to pack")
     parser.add_argument(
         "--shape", choices=("minilm", "roberta-base"), default="minilm", help="roberta-base: random weights"
     )
@@ -212,7 +217,9 @@ def main() -> None:
     lines = [", ".join(about)]
     rows, cuda = {}, bench.device.type == "cuda"
     for group, found in measured.items():
-        title = TITLES[group].format(**vars(options), few=few(options), RANK=RANK, N=N, DROPOUT=DROPOUT)
+        title = TITLES[group].format(
+            **vars(options), few=few(options), least=least(options), RANK=RANK, N=N, DROPOUT=DROPOUT
+        )
         lines += [
             "",
             title,

@@ -21,7 +21,7 @@ def bench(script: str, folder, *options: str) -> tuple[dict, str]:
 def test_one_layer(tmp_path):
     found, table = bench("bench_adapters.py", tmp_path, "--tokens", "8", "--width", "64")
     assert found["settings"] == {"tokens": 8, "width": 64, "repeats": 1, "seeds": 1}
-    assert set(found["about"]) == {"device", "torch", "commit", "dirty"}
+    assert set(found["about"]) == {"device", "torch", "transformers", "accelerate", "peft", "commit", "dirty"}
     for name in ("frozen", "LoRA, dropout 0.05", "MELoRA n=64, dropout 0", "MELoRA n=8 slice by slice, dropout 0.05"):
         assert found["rows"][name]["fp32_ms"] > 0
         assert f"| {name} | {found['rows'][name]['fp32_ms']:.1f} |" in table
@@ -31,7 +31,8 @@ def test_llamas_shape(tmp_path):
     small = {"layers": 2, "width": 64, "vocabulary": 100, "batch": 4, "micro": 2, "length": 8, "steps": 1}
     found, table = bench("bench_llama.py", tmp_path, *(word for k, v in small.items() for word in (f"--{k}", str(v))))
     assert found["settings"] == {**small, "repeats": 1}
-    assert list(found["rows"]) == ["PEFT LoRA r=8", "ours, LoRA r=8", "ours, MELoRA r=1 n=8", "ours, MELoRA r=1 n=64"]
+    ours = ["ours, LoRA r=8", "ours, MELoRA r=1 n=8", "ours, MELoRA r=1 n=64"]
+    assert list(found["rows"]) == ["PEFT LoRA r=8", "no adapter", *ours]
     assert "| PEFT LoRA r=8 | " in table
     assert all(row["seconds"] > 0 for row in found["rows"].values())
 
