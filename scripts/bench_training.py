@@ -114,7 +114,7 @@ class Bench:
         with tempfile.TemporaryDirectory(dir=self.folder) as place:
             places = [f"results_dir={place}/results", f"output_dir={place}/outputs"]
             seed_list = f"seeds={list(range(seeds))}".replace(" ", "")
-            cfg, choices = compose_run([*method, *self.overrides, f"max_train_rows={rows}", seed_list, *places])
+            cfg, choices = compose_run([*self.overrides, *method, f"max_train_rows={rows}", seed_list, *places])
             record = records.load(run(cfg, choices)[0])
         if len(record.packed_with) != seeds - 1:
             raise SystemExit(f"{seeds} seeds do not fit side by side: give smaller --seeds")
@@ -170,6 +170,8 @@ def variants(bench: Bench, options: argparse.Namespace) -> dict[str, dict[str, C
         "ours, LoRA": partial(bench.ours, rows, METHODS["LoRA"]),
         f"ours, MELoRA n={N}": partial(bench.ours, rows, melora),
     }  # fmt: skip
+    if options.precision == "no":
+        peers[f"ours, MELoRA n={N}, bf16"] = partial(bench.ours, rows, [*melora, "precision=bf16"])
     return {
         "peers": peers,
         "methods": {name: partial(bench.ours, fewer, method) for name, method in METHODS.items()},
