@@ -11,7 +11,8 @@ def points(table: dict, overrides: list[str]) -> list[list[str]]:
 
     An override of the task, the method, or a method's key that some row lists, selects (`task=mrpc`, `method=melora`,
     `method.n=4,8`); any other applies to every point but those of a row with a value of its own, which stays. A row with
-    another backbone of its own is left out. Raises ValueError when nothing is left, naming what there is.
+    another backbone of its own is left out. Raises ValueError when nothing is left, naming what there is, and for an override
+    that reaches no point.
     """
     listed = {key for row in table["rows"] for key in row["points"] if key.split(".")[0] == "method"} | {"task"}
     parsed = [override.partition("=") for override in overrides]
@@ -22,17 +23,18 @@ def points(table: dict, overrides: list[str]) -> list[list[str]]:
             raise ValueError(
                 f"{key}={value}: a table can be narrowed by {', '.join(sorted(listed))}; give {key} one value"
             )
-    found = []
+    found, used = [], set()
     tasks = as_list(table.get("trained_on", table["tasks"]))
     for row in table["rows"]:
         if row.get("untrained"):
             continue
         grid = {"task": tasks, **row["points"]}
         choices = {key: [str(value) for value in as_list(values)] for key, values in grid.items()}
-        if any(key not in choices for key in select) or not _same_backbone(choices, rest):
+        if any(key not in choices for key in select) or not _same_backbone(table, choices, rest):
             continue
         kept = {key: [v for v in values if v in select.get(key, values)] for key, values in choices.items()}
         others = [override for key, override in rest.items() if key not in choices]
+        used |= rest.keys() - choices.keys() if all(kept.values()) else set()
         for values in itertools.product(*kept.values()):
             found.append([f"{key}={value}" for key, value in zip(kept, values, strict=True)] + others)
     if not found:
@@ -43,6 +45,8 @@ def points(table: dict, overrides: list[str]) -> list[list[str]]:
         wanted = " ".join(f"{key}={','.join(values)}" for key, values in select.items())
         has = "; ".join(f"{key}={','.join(dict.fromkeys(there[key]))}" for key in select)
         raise ValueError(f"no point of this table has {wanted}; it has {has}")
+    if unused := rest.keys() - used - {"backbone"}:
+        raise ValueError(f"{rest[min(unused)]} changes no point: every row that is left has a value of its own")
     return found
 
 
@@ -55,8 +59,9 @@ def as_list(value: object) -> list:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _same_backbone(choices: dict[str, list[str]], rest: dict[str, str]) -> bool:
-    return "backbone" not in choices or rest.get("backbone", "").partition("=")[2] in ("", *choices["backbone"])
+def _same_backbone(table: dict, choices: dict[str, list[str]], rest: dict[str, str]) -> bool:
+    asked = rest.get("backbone", "").partition("=")[2]
+    return "backbone" not in choices or asked in ("", table.get("backbone"), *choices["backbone"])
 
 
 def _values(text: str) -> list[str]:

@@ -65,7 +65,8 @@ def plan(table: str, overrides: list[str]) -> list[Cost]:
             _measure(cost, sizes, speed)
         except torch.OutOfMemoryError:
             cost.problem = (
-                f"batch_size={point.config['batch_size']} does not fit the device's memory: raise accumulation"
+                f"batch_size={point.config['batch_size']} of {len(cost.missing)} seeds does not fit the device's memory: "
+                "a run trains them in waves; or give fewer seeds, or raise accumulation"
             )
         except ValueError as error:
             cost.problem = " ".join(str(error).split())

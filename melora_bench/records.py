@@ -61,11 +61,13 @@ class RunRecord:
     params: dict  # trainable numbers of one seed: total, adapter, head
     metric: str  # the metric that selects
     epochs: list[dict]  # epoch, step, train_loss, penalty, lr, metrics, halves, train_seconds, eval_seconds, report
-    rows_per_second: float | None  # this seed's training rows over training time; packed seeds share the clock
+    rows_per_second: (
+        float | None
+    )  # this seed's training rows (or a score's questions) over their time; packed seeds share the clock
     tokens_per_second: float | None  # the same of this seed's tokens, padding not counted
     peak_memory_bytes: int | None  # of the GPU, for the whole packed run
     wall_seconds: float
-    resumed_at: list[int]  # epochs after which the run was interrupted and resumed
+    resumed_at: list[int]  # epochs after which the run was interrupted and resumed; of a score, questions
     started: str
     finished: str
     digest: str = ""  # sha256 of all of the above: a record edited by hand is refused

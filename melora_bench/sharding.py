@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from melora_bench.checkpoints import adapter_tensors
+from melora_bench.methods.base import AdapterLayer
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,12 @@ def shard_backbone(model: nn.Module, accelerator: Accelerator) -> None:
     for name, value in model.named_parameters():
         if value not in kept and not value.is_floating_point():
             raise ValueError(f"shard=true: {name} is packed ({value.dtype}), which cannot be cut: use shard=false")
+    inside = {module for layer in layers for module in layer.modules()}
+    for name, module in model.named_modules():
+        if isinstance(module, AdapterLayer) and module not in inside:
+            raise ValueError(
+                f"shard=true: {name} is adapted but lies outside the model's layers: leave it out of target_modules"
+            )
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     for value in kept:
         value.data = value.data.to(accelerator.device)

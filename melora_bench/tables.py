@@ -211,6 +211,7 @@ def _settings(paper: str, task: str, method: str) -> dict:
         del own[key]
     recipe = OmegaConf.to_container(OmegaConf.merge(recipe, {"method": own}), resolve=True)
     recipe.pop("per_method", None)  # the method's values have taken it up
+    recipe.pop("accumulation", None)  # changes nothing but memory
     own = {f"method.{key}": value for key, value in recipe.pop("method").items()}
     untouched = {"init_from": None, "max_train_rows": None, "max_eval_rows": None, "backbone.dropout": None}
     return recipe | own | untouched

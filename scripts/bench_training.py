@@ -116,6 +116,8 @@ class Bench:
             seed_list = f"seeds={list(range(seeds))}".replace(" ", "")
             cfg, choices = compose_run([*self.overrides, *method, f"max_train_rows={rows}", seed_list, *places])
             record = records.load(run(cfg, choices)[0])
+        if record.env["compile"] != ("compile=true" in map(str.lower, self.overrides)):
+            raise SystemExit("torch.compile does not work here: measure without --compile")
         if len(record.packed_with) != seeds - 1:
             raise SystemExit(f"{seeds} seeds do not fit side by side: give smaller --seeds")
         return seeds * rows / record.epochs[0]["train_seconds"], record.peak_memory_bytes

@@ -16,13 +16,17 @@ def main(cfg: DictConfig) -> None:
     from melora_bench.run import RunError
 
     setup_logging()
+    line = None
     try:
         score(cfg, HydraConfig.get().runtime.choices)
     except ValueError as error:
-        if HydraConfig.get().mode == RunMode.RUN:
-            sys.exit(f"error: {error}")
-        print(f"error: {error}", file=sys.stderr)
-        raise RunError(f"error: {error}") from None  # after the other benchmarks
+        line = f"error: {error}"
+    # Outside the except block: with -m Hydra keeps the exception, which must not keep the model alive.
+    if line and HydraConfig.get().mode == RunMode.RUN:
+        sys.exit(line)
+    if line:
+        print(line, file=sys.stderr)
+        raise RunError(line)  # after the other benchmarks
 
 
 if __name__ == "__main__":

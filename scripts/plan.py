@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
     table = load_grid(tables[0])["table"]
     if "trained_on" in table:
         count = sum(len(cost.point.config["seeds"]) for cost in costs)
-        print(f"the plan is of training: {count} models, and the one without tuning, are then scored on "
+        print(f"the plan is of training: {count} models are then scored on "
               f"{', '.join(table['tasks'])}; scripts/instructeval.py with a limit shows the time it takes")  # fmt: skip
     if unknown:
         print(f"the cost of {len(unknown)} points is unknown: {unknown[0].problem}")

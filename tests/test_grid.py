@@ -82,12 +82,19 @@ def test_a_row_keeps_its_own_values():
     assert ["task=movie", "method=lora", "lr=1"] in grid("quickstart", "lr=1", "method=lora")
 
 
+def test_a_value_that_reaches_no_point_is_refused():
+    with pytest.raises(ValueError, match=r"lr=1 changes no point: every row that is left has a value of its own"):
+        grid("quickstart", "lr=1", "method=full")
+
+
 def test_a_row_with_another_backbone_of_its_own_is_left_out():
     assert sum("backbone=llama2_7b_nf4" in job for job in grid("melora_table3")) == 1
     assert len(grid("melora_table3", "backbone.path=here")) == len(grid("melora_table3")) == 13
     assert [job for job in grid("melora_table3", "backbone=smollm2") if "backbone=smollm2" not in job] == []
     assert len(grid("melora_table3", "backbone=smollm2")) == 12
-    assert len(grid("melora_table3", "backbone=llama2_7b_nf4")) == 13
+    assert (
+        len(grid("melora_table3", "backbone=llama2_7b")) == len(grid("melora_table3", "backbone=llama2_7b_nf4")) == 13
+    )
 
 
 @pytest.mark.parametrize(("overrides", "message"), [

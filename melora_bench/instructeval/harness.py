@@ -3,13 +3,20 @@
 https://github.com/EleutherAI/lm-evaluation-harness. Its prompts and scores differ from ours: docs/instructeval.md says how.
 """
 
+import torch
 from torch import nn
 
 TASKS = {"mmlu": ("mmlu", 5), "bbh": ("bbh_fewshot", 3), "drop": ("drop", 3)}  # its name for the task, and shots
 
 
 def harness_scores(
-    model: nn.Module, tokenizer, benchmark: str, *, limit_per_task: int | None = None, batch_size: int = 8
+    model: nn.Module,
+    tokenizer,
+    benchmark: str,
+    *,
+    limit_per_task: int | None = None,
+    batch_size: int = 8,
+    autocast: torch.dtype | None = None,
 ) -> dict:
     """The harness's own results of one benchmark: {"engine", "results": {task: metrics}, "versions": {task: version}}.
 
@@ -32,7 +39,8 @@ def harness_scores(
         raise ValueError(f"the harness cannot get the datasets of its task {task} ({cause}): connect to the hub once, "
                          f"or use this package's own protocol on local files") from error  # fmt: skip
     found = lm_eval.simple_evaluate(
-        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+        # It sets autocast itself, off unless told.
+        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, mixed_precision_dtype=autocast),
         tasks=[task],
         num_fewshot=shots,
         limit=limit_per_task,

@@ -50,8 +50,8 @@ def score(cfg: DictConfig, choices: dict) -> list[Path]:
     try:
         return _score(config, choices)
     except torch.OutOfMemoryError as error:
-        raise ValueError(f"the device is out of memory at batch_size={config['batch_size']}: lower it; finished subjects are "
-                         "kept, and the next start goes on after them") from error  # fmt: skip
+        raise ValueError(f"the device is out of memory at batch_size={config['batch_size']}: lower it, or the precision if the "
+                         "model alone does not fit; finished subjects are kept") from error  # fmt: skip
 
 
 def _score(config: dict, choices: dict) -> list[Path]:
@@ -74,10 +74,7 @@ def _score(config: dict, choices: dict) -> list[Path]:
         return []
     if config["protocol"] == "lm_eval":
         for scored in _models(config, choices):
-            with _ready(scored, config) as (model, backbone, _):
-                found = harness_scores(model, backbone.tokenizer(), benchmark.name, batch_size=config["batch_size"],
-                                       limit_per_task=config["limit"])  # fmt: skip
-            log.info("%s s%d  %s  %s", scored.choices["method"], scored.seed, found["engine"], found["results"])
+            _by_harness(config, scored, benchmark.name)
         return []
     if benchmark.executes:  # refuse before anything is loaded
         _passes(config, "")
@@ -103,6 +100,13 @@ def _ready(scored: Scored, config: dict) -> Iterator[tuple[torch.nn.Module, Back
         yield model.to(accelerator.device), backbone, accelerator
 
 
+def _by_harness(config: dict, scored: Scored, benchmark: str) -> None:
+    with _ready(scored, config) as (model, backbone, _):
+        found = harness_scores(model, backbone.tokenizer(), benchmark, batch_size=config["batch_size"],
+                               limit_per_task=config["limit"], autocast=DTYPES.get(config["precision"]))  # fmt: skip
+    log.info("%s s%d  %s  %s", scored.choices["method"], scored.seed, found["engine"], found["results"])
+
+
 def _one(config: dict, choices: dict, scored: Scored, benchmark, loaded) -> Path:
     """The record of one model, written unless it is there."""
     started, clock = records.now(), time.perf_counter()
@@ -124,17 +128,16 @@ def _one(config: dict, choices: dict, scored: Scored, benchmark, loaded) -> Path
     if path.exists():
         log.info("skip  %s  %s is recorded: %s", benchmark.label, name, path)
         return path
-    git = records.git_state()
+    git, told = records.git_state(), {"isolation": config["isolation"]} if benchmark.executes else {}
     with _ready(scored, config) as (model, backbone, accelerator):
         origin, params = backbone.origin(), checkpoints.counts(model, backbone.head)
         found = evaluate(
             benchmark, loaded, model, backbone.tokenizer(), path.with_suffix(""),
-            identity={"config_hash": digest, "weights": origin["sha256"], "adapter": scored.init_from},
+            identity={"config_hash": digest, "weights": origin["sha256"], "adapter": scored.init_from, **told},
             limit=config["limit"], batch_size=config["batch_size"], seed=config["seed"],
             execute=functools.partial(_passes, config),
         )  # fmt: skip
     seconds = time.perf_counter() - clock
-    told = {"isolation": config["isolation"]} if benchmark.executes else {}
     keys = [key for key in ("score", "exact", "ceiling") if found.get(key) is not None]
     entry = {
         **scored.at, "train_loss": None, "penalty": None, "lr": None,
@@ -185,7 +188,9 @@ def _models(config: dict, choices: dict) -> Iterator[Scored]:
             config=own, init_from=None, at={"epoch": 0, "step": 0},
         )  # fmt: skip
         return
-    for file in export.find(config["run"], config["which"], config["output_dir"]):
+    files = export.find(config["run"], config["which"], config["output_dir"])
+    finished = [file for file in files if _is_finished(file)]
+    for file in finished:
         about = export.account(file)
         yield Scored(
             build=lambda file=file: _trained(file, config["backbone"]["path"]),
@@ -193,6 +198,18 @@ def _models(config: dict, choices: dict) -> Iterator[Scored]:
             init_from={"source": about["run_id"], "run_id": about["run_id"], "sha256": sha256_file(file)},
             at={"epoch": about["epoch"], "step": about["step"]},
         )  # fmt: skip
+
+    if not finished:
+        raise ValueError(f"run={config['run']} has no adapters that are trained to their end: train on, then score")
+
+
+def _is_finished(file: Path) -> bool:
+    """Whether the run beside whose last adapters `file` lies came to its end; of a file alone, nothing is known."""
+    last = file.with_name("last.safetensors")
+    about = export.account(last) if last.exists() else {"step": 0, "total_steps": 0}
+    if about["step"] < about["total_steps"]:
+        log.warning("pass  %s is trained for %d of %d steps", about["run_id"], about["step"], about["total_steps"])
+    return about["step"] >= about["total_steps"]
 
 
 def _untrained(fields: dict) -> tuple[torch.nn.Module, Backbone]:

@@ -254,7 +254,8 @@ def test_the_harness_runs_its_own_task_on_the_loaded_model(fake_harness, name, t
     assert found == {"engine": "lm_eval 0.4.13", "results": {"mmlu": {"acc,none": 0.25}}, "versions": {"mmlu": 2}}
     assert fake_harness["tasks"] == fake_harness["loaded"] == [task]
     assert (fake_harness["num_fewshot"], fake_harness["limit"]) == (shots, 2)
-    assert vars(fake_harness["model"]) == {"pretrained": "model", "tokenizer": "tokenizer", "batch_size": 4}
+    made = {"pretrained": "model", "tokenizer": "tokenizer", "batch_size": 4, "mixed_precision_dtype": None}
+    assert vars(fake_harness["model"]) == made
 
 
 def test_harness_datasets_that_cannot_be_had(fake_harness):

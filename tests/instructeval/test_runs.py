@@ -14,8 +14,9 @@ from conftest import run_point
 from hydra import compose, initialize_config_dir
 from instruct_fakes import SMALL, byte_tokenizer, tiny_llama, write_original
 from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
 
-from melora_bench import records
+from melora_bench import checkpoints, records
 from melora_bench.instructeval.generate import generate
 from melora_bench.instructeval.run import score
 from melora_bench.run import RunError
@@ -141,7 +142,7 @@ def test_out_of_memory_says_what_to_lower_and_finished_subjects_are_kept(place, 
         return generate(*given, **options)
 
     monkeypatch.setattr("melora_bench.instructeval.scoring.generate", full_at_the_second_subject)
-    with pytest.raises(ValueError, match=r"out of memory at batch_size=8: lower it; finished subjects are kept"):
+    with pytest.raises(ValueError, match=r"out of memory at batch_size=8: lower it, .* finished subjects are kept"):
         scored("mmlu", scoring)
     [path] = scored("mmlu", [*scoring, "batch_size=1"])
     record = records.load(path)
@@ -151,12 +152,24 @@ def test_out_of_memory_says_what_to_lower_and_finished_subjects_are_kept(place, 
     assert records.load(path).resumed_at == []
 
 
+def test_adapters_that_are_not_trained_to_their_end_are_not_scored(place, tmp_path, caplog):
+    """What a killed run, or one whose loss was not finite, leaves behind."""
+    train, scoring = place
+    run_point([*train, "method=lora", "method.lora_dropout=0"])
+    [last] = (tmp_path / "outputs").rglob("last.safetensors")
+    whole, tensors = checkpoints.about(last), load_file(last)
+    save_file(tensors, last, {"melora_bench": json.dumps(whole | {"step": 1})})
+    with pytest.raises(ValueError, match="has no adapters that are trained to their end"):
+        scored("bbh", [*scoring, "run=instruct_quickstart"])
+    assert "is trained for 1 of 2 steps" in caplog.text and not list((tmp_path / "results").glob("runs/*/bbh/*"))
+
+
 def test_the_harness_gets_the_model_under_the_same_precision(place, monkeypatch):
     _, scoring = place
     seen = []
 
     def harness(model, tokenizer, name, **options):
-        seen.append((name, torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None))
+        seen.append((name, options["autocast"]))
         return {"engine": "lm_eval", "results": {}, "versions": {}}
 
     monkeypatch.setattr("melora_bench.instructeval.run.harness_scores", harness)
