@@ -48,7 +48,7 @@ glue-sweep: $(DONE)  ## both papers' Table 2: every missing point (ARGS narrows 
 	[ $$failed = 0 ] && [ $$none -lt 2 ]  # 3: the selection has no point of that table
 
 INSTRUCT ?= melora_table3
-SCORE ?= backbone=llama2_7b
+SCORE ?= backbone=llama2_7b backbone.dtype=bfloat16 precision=bf16
 BENCHMARKS = task=mmlu,drop,humaneval,bbh
 instruct-sweep: $(DONE)  ## train and score a table of INSTRUCTEVAL (INSTRUCT=name, ARGS for training, SCORE for scoring)
 	@failed=0; set -x; $(BIN)/python scripts/train.py -m table=$(INSTRUCT) $(ARGS) || failed=1; \

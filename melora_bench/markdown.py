@@ -60,7 +60,8 @@ def _commit(record: RunRecord) -> str:
 def _data(task: str, record: RunRecord) -> str:
     parts = [f"{name} {part['rows']} rows, sha256 {part['sha256'][0][:10]}" if part else f"{name} missing"
              for name, part in record.data.items()]  # fmt: skip
-    return f"{task} ({'; '.join(parts)})"
+    label = next((part["label"] for part in record.data.values() if part and "label" in part), task)
+    return f"{label} ({'; '.join(parts)})"
 
 
 def _line(*texts: str) -> str:
