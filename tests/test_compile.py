@@ -14,7 +14,7 @@ def both(tiny_overrides, tmp_path):
     """both(method): the curves of a plain run and of a compiled one."""
 
     def run(method: str) -> tuple[list[dict], list[dict]]:
-        command = [*tiny_overrides, *without_dropout(method), f"method={method}", "lr=0.01"]
+        command = [*tiny_overrides, *without_dropout(method), f"method={method}", "lr=0.01", "epochs=4"]
         torch._dynamo.reset()
         counters.clear()
         places = [f"results_dir={tmp_path}/compiled", f"output_dir={tmp_path}/compiled"]
