@@ -1,8 +1,8 @@
 """Training rows per second on the same rows: the no-adapter floor, stock PEFT, MELoRA slice by slice, ours, seeds side by side.
 
 `python scripts/bench_training.py` uses the embedded movie rows; `--data ROOT` (a folder with mrpc/train.parquet) uses MRPC.
-Writes results/bench/training_<shape>_<task>_<device>.json and .md. The variants are interleaved in one process; medians are
-shown. Compare ratios of one run only.
+Writes results/bench/training_<shape>_<task>[_bf16][_compiled]_<device>.json and .md. The variants are interleaved in
+one process; medians are shown. Compare ratios of one run only.
 """
 
 import argparse
@@ -77,8 +77,8 @@ class Bench:
         """transformers.Trainer on the model that `adapt` makes, batches drawn at random."""
         arguments = transformers.TrainingArguments(
             output_dir=f"{self.folder}/trainer", per_device_train_batch_size=self.batch, num_train_epochs=1,
-            learning_rate=RATE, bf16=self.precision == "bf16", report_to=[], save_strategy="no", logging_strategy="no",
-            disable_tqdm=True,
+            learning_rate=RATE, bf16=self.precision == "bf16", use_cpu=self.device.type == "cpu", report_to=[],
+            save_strategy="no", logging_strategy="no", disable_tqdm=True,
         )  # fmt: skip
         columns = {"input_ids": self.split.ids, "token_type_ids": self.split.types}
         cells = {
@@ -239,7 +239,8 @@ def main() -> None:
                 [f"{peak / 1e9:.2f}"] if cuda else []
             )
             lines.append(f"| {' | '.join(cells)} |")
-    name = f"training_{options.shape}_{'mrpc' if options.data else 'movie'}{'_compiled' * options.compile}"
+    kinds = "_bf16" * (options.precision == "bf16") + "_compiled" * options.compile
+    name = f"training_{options.shape}_{'mrpc' if options.data else 'movie'}{kinds}"
     write(name, vars(options), rows, lines)
 
 
