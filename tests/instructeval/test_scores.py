@@ -194,11 +194,14 @@ def test_a_killed_run_goes_on_with_the_next_subject_and_ends_equal(run, tmp_path
     result, model = run("bbh")
     assert len(model.seen) == 2
     assert all(prompt.endswith(("not not True is\nAnswer:", "not ( True ) is\nAnswer:")) for prompt in model.seen)
+    assert (whole.pop("asked"), result.pop("asked")) == (3, 2)
+    assert all(each.pop("seconds") >= 0 for each in (whole, result))
     assert result == whole
     assert {path.name: path.read_bytes() for path in run.folder.rglob("*.gz")} == whole_files
 
     again, model = run("bbh", execute=None, batch_size=7)
     assert model.seen == []
+    assert again.pop("asked") == 0 and again.pop("seconds") >= 0
     assert again == whole
 
 
