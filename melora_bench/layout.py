@@ -12,7 +12,10 @@ class Line:
     """One printed line of a table."""
 
     label: str
-    published: str  # the backbone of the published numbers that this line holds; empty: the numbers are ours
+    published: (
+        str  # the backbone of the published numbers that this line holds, and whether they were read elsewhere than in
+    )
+    # the paper; empty: the numbers are ours
     texts: list[str]  # one per column after the first
 
 
@@ -53,6 +56,7 @@ def block(table: dict, rows: list[dict], seen: set[str], estimate: str) -> tuple
         lines.append(Line(label, "", [params, *texts]))
         name = next((row["published_backbone"] for row in cells.values() if row["published"]), "")
         if name and estimate == "best":
+            name += ", second-hand" * any(row["published_source"].startswith("secondary") for row in cells.values())
             texts = ["", *(cells[name]["published"] for name in columns), *[""] * len(certain + speed)]
             lines.append(Line(label, name, texts))
     return head, lines

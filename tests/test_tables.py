@@ -248,6 +248,12 @@ def test_without_records_a_papers_table_shows_the_published_numbers_alone(tmp_pa
         regenerate("quickstart", tmp_path)
 
 
+def test_numbers_that_were_not_read_from_the_paper_say_so(tmp_path):
+    text = regenerate("melora_table2", tmp_path)[1].read_text()
+    assert "| *published, roberta-base, second-hand* |  |  |  |  |  |  |  |  |  | 86.79 |" in text
+    assert "second-hand" not in regenerate("mplora_table2", tmp_path)[1].read_text()
+
+
 def test_an_unknown_table_is_refused_with_those_there_are():
     with pytest.raises(
         ValueError, match=r"'glue' is unknown: there are .*melora_table2, .*mplora_table2, .*quickstart"
