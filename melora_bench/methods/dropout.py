@@ -1,24 +1,23 @@
-"""Dropout of adapters and backbones: torch's own on a GPU; on a CPU, where draws are dear, 16 random bits per element."""
+"""Dropout of adapters and backbones: torch's own on a GPU; on a CPU, where draws are dear, one draw per dropped element."""
+
+import math
 
 import torch
 from torch import Tensor, nn
 
-STEPS = 1 << 16
-
 
 class Dropout(nn.Dropout):
-    """Zeroes elements with probability p, divides the others by 1 - p; p is taken as the nearest multiple of 2^-16.
+    """Zeroes elements with probability p, divides the others by 1 - p.
 
     Draws come from torch's default generator of the input's device. Raises ValueError for p outside 0 to 1.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        dropped = round(self.p * STEPS)
-        if not self.training or dropped == 0:
+        if not self.training or self.p == 0:
             return x
-        if x.device.type != "cpu" or dropped == STEPS or torch.compiler.is_compiling():
+        if x.device.type != "cpu" or self.p == 1 or torch.compiler.is_compiling():
             return super().forward(x)
-        return _Masked.apply(x, dropped)
+        return _Dropped.apply(x, self.p)
 
 
 def replace_dropouts(model: nn.Module) -> None:
@@ -28,19 +27,35 @@ def replace_dropouts(model: nn.Module) -> None:
             model.set_submodule(name, Dropout(module.p, module.inplace))
 
 
-class _Masked(torch.autograd.Function):
-    """One byte per element is kept for the backward pass, where nn.Dropout keeps a number of x's type."""
+class _Dropped(torch.autograd.Function):
+    """The places of the dropped elements are kept for the backward pass, where nn.Dropout keeps a number for every element."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, dropped: int) -> Tensor:
-        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None)  # all 64 bits
-        keep = words.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - STEPS // 2
-        keep = keep.view(torch.uint8)  # products with it take half of the time of those with bools
-        ctx.save_for_backward(keep)
-        ctx.scale = STEPS / (STEPS - dropped)
-        return (x * keep).mul_(ctx.scale)
+    def forward(ctx, x: Tensor, p: float) -> Tensor:
+        places = _places(x.numel(), p)
+        ctx.save_for_backward(places)
+        ctx.scale = 1 / (1 - p)
+        return _drop(x, places, ctx.scale)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        (keep,) = ctx.saved_tensors
-        return (grad * keep).mul_(ctx.scale), None
+        return _drop(grad, *ctx.saved_tensors, ctx.scale), None
+
+
+def _drop(x: Tensor, places: Tensor, scale: float) -> Tensor:
+    out = torch.mul(x, scale, out=torch.empty(x.shape, dtype=x.dtype))
+    out.view(-1).index_fill_(0, places, 0)
+    return out
+
+
+def _places(count: int, p: float) -> Tensor:
+    """Which of `count` elements fall away, each with probability p: ascending, the gaps between them geometric."""
+    last, parts = -1, [torch.empty(0, dtype=torch.int64)]
+    while last < count - 1:
+        expected = p * (count - 1 - last)
+        uniform = torch.rand(int(expected + math.sqrt(expected)) + 1, dtype=torch.float64)
+        gaps = uniform.neg_().log1p_().div_(math.log1p(-p)).clamp_(max=count).floor_().add_(1)
+        parts.append(gaps.cumsum_(0).add_(last).long())
+        last = int(parts[-1][-1])
+    places = torch.cat(parts)
+    return places[: torch.searchsorted(places, count)]

@@ -13,29 +13,40 @@ from melora_bench.methods.dropout import Dropout, replace_dropouts
 N = 1 << 20
 
 
-@pytest.mark.parametrize("p", [0.05, 0.1, 0.5, 0.9, 2**-10])
+@pytest.mark.parametrize("p", [0.05, 0.1, 0.5, 0.9, 2**-10, 1e-30])
 def test_elements_fall_away_with_probability_p_and_the_mean_stays(p):
     torch.manual_seed(0)
     out = Dropout(p)(torch.ones(N))
     kept = out != 0
     assert abs((~kept).double().mean() - p) < 5 * math.sqrt(p * (1 - p) / N)
-    assert torch.unique(out[kept]).tolist() == pytest.approx([1 / (1 - p)], rel=2e-4)
+    assert torch.unique(out[kept]).tolist() == pytest.approx([1 / (1 - p)], rel=1e-6)
     assert abs(out.double().mean() - 1) < 5 * math.sqrt(p / (1 - p) / N)
 
 
 @pytest.mark.parametrize("lag", [1, 2, 3, 4, 768])
 def test_elements_fall_away_independently(lag):
-    """Four neighbours come of one random word; 768 apart is the next token's same feature."""
+    """768 apart is the next token's same feature."""
     torch.manual_seed(1)
     gone = (Dropout(0.3)(torch.ones(N)) == 0).double() - 0.3
     correlation = (gone[:-lag] * gone[lag:]).mean() / (0.3 * 0.7)
     assert abs(correlation) < 5 / math.sqrt(N)
 
 
-def test_every_place_of_a_word_has_the_same_law():
+def test_gaps_between_dropped_elements_are_geometric():
     torch.manual_seed(2)
-    gone = (Dropout(0.05)(torch.ones(N)) == 0).view(-1, 4).double().mean(0)
-    assert (gone - 0.05).abs().max() < 5 * math.sqrt(0.05 * 0.95 / (N / 4))
+    gaps = (Dropout(0.05)(torch.ones(N)) == 0).nonzero().view(-1).diff()
+    for gap in (1, 2, 5, 20, 60):
+        longer = 0.95**gap
+        assert abs((gaps > gap).double().mean() - longer) < 5 * math.sqrt(longer * (1 - longer) / len(gaps))
+
+
+def test_every_place_has_the_same_law():
+    """The first and the last too: one call in nine draws more than once."""
+    torch.manual_seed(3)
+    gone = torch.stack([Dropout(0.05)(torch.ones(1000)) == 0 for _ in range(4000)]).double().mean(0)
+    assert (gone - 0.05).abs().max() < 5 * math.sqrt(0.05 * 0.95 / 4000)
+    for end in (gone[:20], gone[-20:]):
+        assert abs(end.mean() - 0.05) < 5 * math.sqrt(0.05 * 0.95 / 80000)
 
 
 def test_two_calls_and_two_processes_of_one_seed_draw_as_they_should():
@@ -91,8 +102,8 @@ def test_less_is_kept_for_the_backward_pass_than_by_torchs_own():
             layer(torch.ones(1000, requires_grad=True))
         return sum(sizes)
 
-    assert kept(Dropout(0.5)) == 1000
-    assert kept(nn.Dropout(0.5)) >= 4000
+    assert 0 < kept(Dropout(0.1)) < 2000
+    assert kept(nn.Dropout(0.1)) >= 4000
 
 
 def test_a_models_dropouts_are_replaced_with_their_rates(tiny_roberta):
