@@ -1,12 +1,15 @@
-"""Files written whole, hashes, canonical JSON, the user's cache directory, and model files from a hub."""
+"""Files written whole, claims, hashes, canonical JSON, the user's cache directory, and model files from a hub."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
@@ -40,6 +43,22 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> Path:
 
 def write_text(path: Path, text: str) -> Path:
     return write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def claimed(lock: Path, wait: float = 1.0) -> Iterator[bool]:
+    """Whether this process may do the work that `lock` stands for: False while another does. A dead process holds nothing.
+
+    The short wait lets one pass who holds it for an instant to see whether it can (`Point.state`).
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        held = FileLock(lock, fallback_to_soft=False).acquire(timeout=wait)
+    except Timeout:
+        yield False
+        return
+    with held:
+        yield True
 
 
 def sha256_file(path: Path) -> str:

@@ -4,17 +4,16 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from melora_bench import records
+from melora_bench.files import claimed
 
 GROUPS = ("method", "task", "backbone", "data", "recipe")
 COUNTS = (
@@ -130,20 +129,9 @@ class Point:
     def lock(self) -> Path:
         return self.output().with_name(f"{self.name}.lock")
 
-    @contextlib.contextmanager
-    def claimed(self, wait: float = 1.0) -> Iterator[bool]:
-        """Whether this process may train the point: False while another holds it. A dead process holds nothing.
-
-        The short wait lets `state`, which holds the point for an instant to see whether it can, pass.
-        """
-        self.lock.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = FileLock(self.lock, fallback_to_soft=False).acquire(timeout=wait)
-        except Timeout:
-            yield False
-            return
-        with lock:
-            yield True
+    def claimed(self, wait: float = 1.0) -> contextlib.AbstractContextManager[bool]:
+        """Whether this process may train the point (`files.claimed`)."""
+        return claimed(self.lock, wait)
 
     def state(self, seed: int) -> str:
         """done | running | failed | missing. An interrupted run is missing, and resumes when it is started again."""

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from melora_bench import checkpoints, export, records
 from melora_bench.backbones import Backbone, check_precision
-from melora_bench.files import sha256_file
+from melora_bench.files import claimed, sha256_file
 from melora_bench.instructeval import sandbox
 from melora_bench.instructeval.base import Benchmark
 from melora_bench.instructeval.harness import harness_scores
@@ -41,7 +41,8 @@ class Scored:
 
 
 def score(cfg: DictConfig, choices: dict) -> list[Path]:
-    """Score what `cfg` (configs/instructeval.yaml) names; returns the records, those that were there before included.
+    """Score what `cfg` (configs/instructeval.yaml) names; returns the records, those that were there before included, and
+    those that another process is at work on left out.
 
     Raises ValueError for values that cannot be, data or runs that are not there, what `evaluate` refuses, and a device
     without memory enough.
@@ -79,7 +80,8 @@ def _score(config: dict, choices: dict) -> list[Path]:
     if benchmark.executes:  # refuse before anything is loaded
         _passes(config, "")
     loaded = benchmark.read(source.benchmark_root())
-    return [_one(config, choices, scored, benchmark, loaded) for scored in _models(config, choices)]
+    paths = [_one(config, choices, scored, benchmark, loaded) for scored in _models(config, choices)]
+    return [path for path in paths if path]
 
 
 def _passes(config: dict, program: str) -> bool:
@@ -107,9 +109,8 @@ def _by_harness(config: dict, scored: Scored, benchmark: str) -> None:
     log.info("%s s%d  %s  %s", scored.choices["method"], scored.seed, found["engine"], found["results"])
 
 
-def _one(config: dict, choices: dict, scored: Scored, benchmark, loaded) -> Path:
-    """The record of one model, written unless it is there."""
-    started, clock = records.now(), time.perf_counter()
+def _one(config: dict, choices: dict, scored: Scored, benchmark, loaded) -> Path | None:
+    """The record of one model, written unless it is there; None while another process scores it."""
     # What decides the score: how the model was trained, and how it is asked.
     asked = {
         **records.identity({"task": config["task"]})["task"],
@@ -121,18 +122,34 @@ def _one(config: dict, choices: dict, scored: Scored, benchmark, loaded) -> Path
         "trained_on": scored.config.get("task"),
         "precision": config["precision"],
     }
-    digest = config_hash(identity)
-    name = f"{scored.choices['method']}-{digest[:10]}-s{scored.seed}"
+    name = f"{scored.choices['method']}-{config_hash(identity)[:10]}-s{scored.seed}"
     run_id = f"{scored.experiment}/{choices['task']}/{name}"
     path = Path(config["results_dir"], "runs", f"{run_id}.json")
-    if path.exists():
-        log.info("skip  %s  %s is recorded: %s", benchmark.label, name, path)
-        return path
+    with claimed(Path(config["output_dir"], "runs", f"{run_id}.lock")) as mine:
+        if path.exists():
+            log.info("skip  %s  %s is recorded: %s", benchmark.label, name, path)
+        elif mine:
+            record = _record(config, choices, scored, benchmark, loaded, identity, run_id)
+            record.save(config["results_dir"])
+            metrics, about = record.epochs[0]["metrics"], record.data["test"]
+            log.info("done  %s  %s  %s  of %d questions  %.0f s  %s", about["label"], name,
+                     " ".join(f"{key} {100 * value:.2f}" for key, value in metrics.items()),
+                     about["rows"], record.wall_seconds, path)  # fmt: skip
+        else:
+            log.info("busy  %s  another process scores %s: left to it, or to a later start", benchmark.label, name)
+            return None
+    return path
+
+
+def _record(config: dict, choices: dict, scored: Scored, benchmark, loaded, identity: dict, run_id: str) -> RunRecord:
+    """Ask, score, and say all that is to be said of it."""
+    started, clock, digest = records.now(), time.perf_counter(), config_hash(identity)
+    folder = Path(config["results_dir"], "runs", run_id)
     git, told = records.git_state(), {"isolation": config["isolation"]} if benchmark.executes else {}
     with _ready(scored, config) as (model, backbone, accelerator):
         origin, params = backbone.origin(), checkpoints.counts(model, backbone.head)
         found = evaluate(
-            benchmark, loaded, model, backbone.tokenizer(), path.with_suffix(""),
+            benchmark, loaded, model, backbone.tokenizer(), folder,
             identity={"config_hash": digest, "weights": origin["sha256"], "adapter": scored.init_from, **told},
             limit=config["limit"], batch_size=config["batch_size"], seed=config["seed"],
             execute=functools.partial(_passes, config),
@@ -146,7 +163,7 @@ def _one(config: dict, choices: dict, scored: Scored, benchmark, loaded) -> Path
         "report": {key: found[key] for key in ("questions", "shots", "subjects", "examples_sha256")} | told,
     }  # fmt: skip
     data = found["data"]
-    record = RunRecord(
+    return RunRecord(
         run_id=run_id,
         config_hash=digest,
         seed=scored.seed,
@@ -170,10 +187,6 @@ def _one(config: dict, choices: dict, scored: Scored, benchmark, loaded) -> Path
         started=started,
         finished=records.now(),
     )
-    record.save(config["results_dir"])
-    log.info("done  %s  %s  %s  of %d questions  %.0f s  %s", data["label"], name,
-             " ".join(f"{key} {found[key]:.2f}" for key in keys), found["questions"], seconds, path)  # fmt: skip
-    return path
 
 
 def _models(config: dict, choices: dict) -> Iterator[Scored]:

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from melora_bench import checkpoints, records
+from melora_bench.files import claimed
 from melora_bench.instructeval.generate import generate
 from melora_bench.instructeval.run import score
 from melora_bench.run import RunError
@@ -96,6 +97,22 @@ def test_a_tuned_and_an_untuned_model_are_scored_recorded_and_tabulated(place, t
     )
     assert table.loc[("MELoRA r=1 n=8", "bbh"), "seeds"] == 1
     assert "last epoch" not in markdown.read_text()
+
+
+def test_a_score_that_another_process_is_at_work_on_is_left_alone(place, tmp_path):
+    scoring = place[1]
+    [path] = scored("bbh", [*scoring, "limit=2"])
+    before = json.loads(path.read_text())
+    path.unlink()
+    lock = tmp_path / "outputs" / "runs" / f"{before['run_id']}.lock"
+    assert lock.exists()
+    with claimed(lock) as mine:
+        assert mine
+        assert scored("bbh", [*scoring, "limit=2"]) == []
+        assert not path.exists()
+        assert len(scored("bbh", [*scoring, "limit=3"])) == 1
+    assert scored("bbh", [*scoring, "limit=2"]) == [path]
+    assert json.loads(path.read_text())["epochs"] == before["epochs"]
 
 
 def test_what_is_recorded_is_not_scored_again_and_a_slice_is_another_record(place, monkeypatch):
