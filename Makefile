@@ -90,8 +90,8 @@ bench: $(DONE)  ## what an adapter costs on one layer, and rows per second of th
 
 bench-gpu: $(DONE)  ## the same on a GPU, at RoBERTa-base's shape in bf16, up to ten seeds side by side, and LLaMA-2-7B's
 	$(BIN)/python scripts/bench_adapters.py --tokens 4096
-	$(BIN)/python scripts/bench_training.py --shape roberta-base --precision bf16 --batch 64 --rows 1280 $(ARGS)
-	$(BIN)/python scripts/bench_training.py --shape roberta-base --precision bf16 --batch 64 --rows 1280 --compare methods --compile $(ARGS)
+	$(BIN)/python scripts/bench_training.py --shape roberta-base --precision bf16 --batch 64 --length 64 --rows 1920 $(ARGS)
+	$(BIN)/python scripts/bench_training.py --shape roberta-base --precision bf16 --batch 64 --length 64 --rows 1920 --compare methods --compile --repeats 1 $(ARGS)
 	$(BIN)/python scripts/bench_llama.py
 
 lock: $(DONE)  ## write requirements.lock anew from the newest versions that pyproject.toml allows

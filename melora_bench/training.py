@@ -61,11 +61,15 @@ class Trainer:
         self.guard = ReplicaGuard(list(params.values()), self.replicas, self.max_grad_norm, self.accelerator)
 
     def compile(self) -> bool:
-        """Compile the model, and try it on one batch: where that fails it runs as it is, and a warning says why."""
+        """Compile the model, and try it on a batch of each kind: where that fails it runs as it is, and a warning says why."""
+        torch._dynamo.reset()  # all models share one limit of recompilations, beyond which they run as they are, silently
         self.model.train().compile(dynamic=True)
         self.method.before_forward(0)
+        split = next(iter(self.task.evaluation.values()))
         try:
             self._loss(next(self.batches.epoch(0))[0]).sum().backward()
+            with torch.no_grad():
+                self._outputs(next(evaluation_batches(split, self.eval_batch_size, 0, 1))[1])
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # dynamo, inductor, triton and a C++ compiler raise their own
@@ -105,9 +109,7 @@ class Trainer:
                         self.decay.step()
                         self.method.after_optimizer_step(step)
                     self.optimizer.zero_grad()
-                totals += torch.stack(
-                    [loss.detach(), torch.as_tensor(penalty, device=loss.device).detach().expand_as(loss)]
-                )
+                totals += torch.stack([loss, torch.zeros_like(loss) + penalty]).detach()
             step += 1
             on_step(step, totals[0] / self.batches.accumulation)
         totals = self.accelerator.reduce(totals, "mean") / ((end - self.step) * self.batches.accumulation)
@@ -134,19 +136,21 @@ class Trainer:
         batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
         return self.task.loss(self.model, batch, self.replicas)
 
+    def _outputs(self, batch: dict[str, Tensor]) -> Tensor:
+        """(R * rows, numbers per row) of one evaluation batch, which every replica gets whole."""
+        batch = {key: torch.cat([value.to(self.accelerator.device)] * self.replicas) for key, value in batch.items()}
+        return self.task.outputs(self.model.eval(), batch).float()
+
     @torch.no_grad()
     def evaluate(self) -> list[dict | None]:
         """Per replica, {"metrics": ..., "halves": [..., ...]} over the task's splits; None if an output is not finite."""
-        model, index, count = self.model.eval(), self.accelerator.process_index, self.accelerator.num_processes
+        index, count = self.accelerator.process_index, self.accelerator.num_processes
         outputs: dict[str, np.ndarray] = {}  # (R, rows, numbers per row) of each split
         for name, split in self.task.evaluation.items():
             parts = []
             for rows, batch in evaluation_batches(split, self.eval_batch_size, index, count):
-                batch = {
-                    key: torch.cat([value.to(self.accelerator.device)] * self.replicas) for key, value in batch.items()
-                }
-                values = self.task.outputs(model, batch).float().view(self.replicas, len(rows), -1)
-                parts.append((rows, values.cpu().numpy()))
+                parts.append((rows, self._outputs(batch).view(self.replicas, len(rows), -1)))
+            parts = [(rows, values.cpu().numpy()) for rows, values in parts]
             parts = gather_object(parts) if count > 1 else parts
             order = np.unique(np.concatenate([rows for rows, _ in parts]), return_index=True)[1]  # some come twice
             outputs[name] = np.concatenate([values for _, values in parts], axis=1)[:, order]

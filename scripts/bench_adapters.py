@@ -63,7 +63,7 @@ class LiteralMELoRA(nn.Module):
 def layers(width: int, seeds: int, device: torch.device) -> dict[str, nn.Module]:
     """Every variant by name; the frozen layer first."""
     torch.manual_seed(0)
-    frozen = nn.Linear(width, width).requires_grad_(False)
+    frozen = nn.Linear(width, width, device=device).requires_grad_(False)
     found: dict[str, nn.Module] = {"frozen": frozen}
     for dropout in DROPOUTS:
         for name, overrides in VARIANTS.items():
@@ -73,29 +73,33 @@ def layers(width: int, seeds: int, device: torch.device) -> dict[str, nn.Module]
             config = compose_run(options)[0].method
             model, method = Model(width), instantiate(config, _convert_="all")
             method.attach(model, "", list(range(seeds)), total_steps=100)
-            method.before_forward(0)
+            model.train().to(device)
+            method.before_forward(0)  # what it draws lies on the layer's device
             found[f"{name}, dropout {dropout:g}"] = model.query
         if seeds == 1:
-            found[f"MELoRA n=8 slice by slice, dropout {dropout:g}"] = LiteralMELoRA(frozen, 8, 8, dropout)
-    return {name: layer.train().to(device) for name, layer in found.items()}
+            found[f"MELoRA n=8 slice by slice, dropout {dropout:g}"] = LiteralMELoRA(frozen, 8, 8, dropout).to(device)
+    return found
 
 
 def once(layer: nn.Module, x: Tensor, grad: Tensor, autocast) -> tuple[float, int | None]:
-    """Seconds of one forward and backward pass, and on CUDA the peak of its memory beyond what was there."""
+    """Seconds of one forward and backward pass; on CUDA the mean of 20 in a row, and the peak of their memory beyond what
+    was there."""
     cuda = x.is_cuda
-    x = x.detach().requires_grad_()
+    passes = 20 if cuda else 1
     if cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     start = time.perf_counter()
-    with autocast:
-        out = layer(x)
-    out.backward(grad.to(out.dtype))
+    for _ in range(passes):
+        x = x.detach().requires_grad_()
+        with autocast:
+            out = layer(x)
+        out.backward(grad.to(out.dtype))
+        layer.zero_grad()
     if cuda:
         torch.cuda.synchronize()
-    seconds = time.perf_counter() - start
-    layer.zero_grad()
+    seconds = (time.perf_counter() - start) / passes
     return seconds, torch.cuda.max_memory_allocated() - before if cuda else None
 
 
@@ -149,7 +153,7 @@ def main() -> None:
         cells = []
         for precision in ("fp32", "bf16"):
             ms = row[f"{precision}_ms"]
-            cells += [f"{ms:.1f}", f"{ms / rows['frozen'][f'{precision}_ms']:.2f}"]
+            cells += [f"{ms:.3g}", f"{ms / rows['frozen'][f'{precision}_ms']:.2f}"]
         cells += [f"{row[f'{precision}_memory'] / 1e6:.0f}" for precision in ("fp32", "bf16")] if cuda else []
         lines.append(f"| {name} | {' | '.join(cells)} |")
     write("adapters", vars(options), rows, lines)

@@ -1,11 +1,15 @@
 """Training rows per second on the same rows: the no-adapter floor, stock PEFT, MELoRA slice by slice, ours, seeds side by side.
 
-`python scripts/bench_training.py` uses the embedded movie rows; `--data ROOT` (a folder with mrpc/train.parquet) uses MRPC.
-Writes results/bench/training_<shape>_<task>[_bf16][_compiled]_<device>.json and .md. The variants are interleaved in
+`python scripts/bench_training.py` uses the embedded movie rows; `--data ROOT` (a folder with mrpc/train.parquet) uses MRPC;
+`--length N` makes rows of N tokens out of the movie rows. On a GPU each variant trains two epochs and the second is timed.
+Writes results/bench/training_<shape>_<rows>[_bf16][_compiled]_<device>.json and .md. The variants are interleaved in
 one process; medians are shown. Compare ratios of one run only.
 """
 
 import argparse
+import csv
+import gc
+import json
 import statistics
 import tempfile
 import time
@@ -21,7 +25,9 @@ from torch import nn
 
 from melora_bench import records
 from melora_bench.batches import epoch_order
+from melora_bench.embedded import vader_folder
 from melora_bench.methods.base import target_linears
+from melora_bench.methods.dropout import replace_dropouts
 from melora_bench.points import build, compose_run
 from melora_bench.run import load_task, run
 
@@ -43,14 +49,29 @@ class Allocate(transformers.TrainerCallback):
         model.base_model.update_and_allocate(state.global_step)
 
 
+class Epochs(transformers.TrainerCallback):
+    """Takes the time at the start of each epoch; the last is kept."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+
+    def on_epoch_begin(self, args, state, control, **_) -> None:
+        self.start = self.clock()
+
+
 class Bench:
-    """Each method trains one epoch on the first rows and returns (rows per second, peak bytes on a GPU or None)."""
+    """Each method trains on the first rows and returns (rows per second of the last epoch, peak bytes on a GPU or None)."""
 
     def __init__(self, options: argparse.Namespace, folder: str) -> None:
         self.batch, self.precision, self.folder = options.batch, options.precision, folder
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        data = ["data=local", f"data.root={options.data}", "task=mrpc"] if options.data else ["task=movie"]
-        self.overrides = [*data, "backbone=minilm", "max_eval_rows=8", f"batch_size={options.batch}", "epochs=1",
+        self.epochs = epochs(options)
+        if options.length:
+            root = self._long(options.rows, options.length)
+            data = ["data=local", f"data.root={root}", "task=movie", f"max_length={options.length}"]
+        else:
+            data = ["data=local", f"data.root={options.data}", "task=mrpc"] if options.data else ["task=movie"]
+        self.overrides = [*data, "backbone=minilm", "max_eval_rows=8", f"batch_size={options.batch}", f"epochs={self.epochs}",
                           f"lr={RATE}", f"precision={options.precision}", f"compile={options.compile}"]  # fmt: skip
         if options.shape == "roberta-base":
             self.overrides.append(f"backbone.path={self._random_base()}")
@@ -58,25 +79,27 @@ class Bench:
         self.backbone = build(config.backbone, "backbone")
         self.split = load_task(config, self.backbone)[0].train
 
-    def floor(self, rows: int, bucket: int) -> tuple[float, int | None]:
-        """The frozen model, gradients flowing to the embeddings."""
+    def floor(self, rows: int, bucket: int, dropout: Callable = lambda model: None) -> tuple[float, int | None]:
+        """The frozen model, gradients flowing to the embeddings; `dropout` may change its own."""
         model = self.backbone.model(2).train().requires_grad_(False).to(self.device)
+        dropout(model)
         embed = model.get_input_embeddings()
         lengths = self.split.lengths[:rows]
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-        start = self._start()
-        for chosen in epoch_order(lengths, seed=0, epoch=0, batch_size=self.batch, bucket=bucket):
-            batch = {name: value.to(self.device) for name, value in self.split.collate(chosen).items()}
-            inputs, labels = embed(batch.pop("input_ids")).requires_grad_(), batch.pop("labels")
-            with autocast:
-                loss = nn.functional.cross_entropy(model(inputs_embeds=inputs, **batch).logits, labels)
-            loss.backward()
+        for epoch in range(self.epochs):
+            start = self._start()
+            for chosen in epoch_order(lengths, seed=0, epoch=epoch, batch_size=self.batch, bucket=bucket):
+                batch = {name: value.to(self.device) for name, value in self.split.collate(chosen).items()}
+                inputs, labels = embed(batch.pop("input_ids")).requires_grad_(), batch.pop("labels")
+                with autocast:
+                    loss = nn.functional.cross_entropy(model(inputs_embeds=inputs, **batch).logits, labels)
+                loss.backward()
         return self._end(rows, start)
 
     def stock(self, rows: int, adapt: Callable, callbacks: tuple = (), **padding) -> tuple[float, int | None]:
         """transformers.Trainer on the model that `adapt` makes, batches drawn at random."""
         arguments = transformers.TrainingArguments(
-            output_dir=f"{self.folder}/trainer", per_device_train_batch_size=self.batch, num_train_epochs=1,
+            output_dir=f"{self.folder}/trainer", per_device_train_batch_size=self.batch, num_train_epochs=self.epochs,
             learning_rate=RATE, bf16=self.precision == "bf16", use_cpu=self.device.type == "cpu", report_to=[],
             save_strategy="no", logging_strategy="no", disable_tqdm=True,
         )  # fmt: skip
@@ -85,15 +108,16 @@ class Bench:
             name: [flat[a:b].tolist() for a, b in zip(self.split.offsets, self.split.offsets[1:], strict=False)]
             for name, flat in columns.items() if flat is not None
         } | {"labels": self.split.labels.tolist()}  # fmt: skip
+        clock = Epochs(self._start)
         trainer = transformers.Trainer(
-            model=adapt(self.backbone.model(2), -(-rows // self.batch)), args=arguments, callbacks=list(callbacks),
+            model=adapt(self.backbone.model(2), self.epochs * -(-rows // self.batch)), args=arguments,
+            callbacks=[clock, *callbacks],
             train_dataset=[{name: column[row] for name, column in cells.items()} for row in range(rows)],
             data_collator=transformers.DataCollatorWithPadding(self.backbone.tokenizer(), **padding),
         )  # fmt: skip
         trainer.remove_callback(transformers.PrinterCallback)
-        start = self._start()
         trainer.train()
-        return self._end(rows, start)
+        return self._end(rows, clock.start)
 
     def lora(self, model: nn.Module, steps: int) -> nn.Module:
         return peft.get_peft_model(model, peft.LoraConfig(r=RANK, **self._peft()))
@@ -120,11 +144,23 @@ class Bench:
             raise SystemExit("torch.compile does not work here: measure without --compile")
         if len(record.packed_with) != seeds - 1:
             raise SystemExit(f"{seeds} seeds do not fit side by side: give smaller --seeds")
-        return seeds * rows / record.epochs[0]["train_seconds"], record.peak_memory_bytes
+        return seeds * rows / record.epochs[-1]["train_seconds"], record.peak_memory_bytes
 
     def _peft(self) -> dict:
         return {"task_type": "SEQ_CLS", "lora_alpha": ALPHA, "lora_dropout": DROPOUT,
                 "target_modules": self.backbone.target_modules}  # fmt: skip
+
+    def _long(self, rows: int, length: int) -> Path:
+        """A data root of movie rows, each of so many words in a row that `length` tokens are left after the cut."""
+        folder = Path(self.folder) / "long" / "movie"
+        folder.mkdir(parents=True)
+        with (vader_folder() / "movie" / "train.csv").open(encoding="utf-8") as file:
+            words = " ".join(row["sentence"] for row in csv.DictReader(file)).split()
+        step = (len(words) - length) // rows
+        lines = [{"sentence": " ".join(words[i * step :][:length]), "label": i % 2} for i in range(rows)]
+        for split in ("train", "validation"):
+            (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        return folder.parent
 
     def _random_base(self) -> Path:
         """A checkpoint of RoBERTa-base's shape with random weights and MiniLM's tokenizer."""
@@ -147,14 +183,19 @@ class Bench:
         return rows / (time.perf_counter() - start), peak
 
 
+def epochs(options: argparse.Namespace) -> int:
+    """A GPU's first steps take its memory and choose its kernels: there a first epoch warms up."""
+    return 2 if torch.cuda.is_available() else 1
+
+
 def few(options: argparse.Namespace) -> int:
     """How many rows the longer lists are measured on."""
-    return max(options.rows // 3, 4 * options.batch)
+    return options.rows if torch.cuda.is_available() else max(options.rows // 3, 4 * options.batch)
 
 
 def least(options: argparse.Namespace) -> int:
     """How many rows of each seed, where seeds are packed."""
-    return min(options.rows, 3 * options.batch)
+    return options.rows if torch.cuda.is_available() else min(options.rows, 3 * options.batch)
 
 
 def variants(bench: Bench, options: argparse.Namespace) -> dict[str, dict[str, Callable]]:
@@ -169,6 +210,7 @@ def variants(bench: Bench, options: argparse.Namespace) -> dict[str, dict[str, C
             bench.stock, min(rows, 2 * options.batch), bench.literal, padding="max_length", max_length=256),
         "no adapter, random order": partial(bench.floor, rows, 1),
         "no adapter, rows of like length together": partial(bench.floor, rows, 50),
+        "the same, with our dropout": partial(bench.floor, rows, 50, replace_dropouts),
         "ours, LoRA": partial(bench.ours, rows, METHODS["LoRA"]),
         f"ours, MELoRA n={N}": partial(bench.ours, rows, melora),
     }  # fmt: skip
@@ -201,6 +243,7 @@ def main() -> None:
         "--compile", action="store_true", help="ours under torch.compile; compiling is not in the times"
     )
     parser.add_argument("--data", help="a data root with mrpc/; default: the embedded movie rows")
+    parser.add_argument("--length", type=int, help="rows of this many tokens, made of the movie rows")
     parser.add_argument("--to", default=BENCH, help="the folder to write to")
     parser.add_argument("--compare", nargs="+", choices=TITLES, default=list(TITLES))
     options = parser.parse_args()
@@ -214,8 +257,12 @@ def main() -> None:
         for _ in range(options.repeats):
             for group, found in chosen.items():
                 for name, measure in found.items():
+                    gc.collect()  # models in cycles, which would count as the next one's memory
+                    if bench.device.type == "cuda":
+                        torch.cuda.empty_cache()
                     measured[group][name].append(measure())
-    about = [f"{'MRPC' if options.data else 'movie'} rows", f"batch {options.batch}", "one epoch",
+    kind = f"rows of {options.length} tokens" if options.length else "MRPC rows" if options.data else "movie rows"
+    about = [kind, f"batch {options.batch}", "the second of two epochs" if epochs(options) > 1 else "one epoch",
              f"precision {options.precision}", f"shape of {options.shape}", *["ours compiled"] * options.compile,
              f"median of {options.repeats} interleaved repeats"]  # fmt: skip
     lines = [", ".join(about)]
@@ -240,7 +287,8 @@ def main() -> None:
             )
             lines.append(f"| {' | '.join(cells)} |")
     kinds = "_bf16" * (options.precision == "bf16") + "_compiled" * options.compile
-    name = f"training_{options.shape}_{'mrpc' if options.data else 'movie'}{kinds}"
+    rows_of = f"{options.length}_tokens" if options.length else "mrpc" if options.data else "movie"
+    name = f"training_{options.shape}_{rows_of}{kinds}"
     write(name, vars(options), rows, lines)
 
 

@@ -1,5 +1,7 @@
 """torch.compile: a compiled run is the plain run, for every method, and where nothing compiles too."""
 
+import functools
+
 import pytest
 import torch
 from conftest import run_point
@@ -40,6 +42,18 @@ def test_a_compiled_run_equals_the_plain_one(both, method):
     plain, compiled = both(method)
     assert counters["frames"]["ok"] > 0 and not counters["graph_break"]
     assert_equal(plain, compiled)
+
+
+def test_one_process_compiles_one_run_after_another(tiny_overrides, monkeypatch):
+    """All models share one limit of recompilations, here reached by the first run's training and evaluation."""
+    monkeypatch.setattr(torch.nn.Module, "compile", functools.partialmethod(torch.nn.Module.compile, backend="eager"))
+    compiled = []
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for method in ("lora", "melora"):
+            counters.clear()
+            run_point([*tiny_overrides, f"method={method}", "compile=true"])
+            compiled.append((counters["frames"]["ok"], dict(counters["recompile_limit"])))
+    assert compiled == [(2, {}), (2, {})]
 
 
 def test_what_does_not_compile_runs_as_it_is(both, caplog):

@@ -259,7 +259,7 @@ def test_two_processes_equal_one(alpaca_overrides, tiny_llama, tmp_path):
             [*torchrun, *command, *options, *places],
             capture_output=True,
             text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         )
         assert done.returncode == 0, done.stderr
         assert done.stderr.count(half) == (len(methods) if options else 0)

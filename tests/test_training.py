@@ -144,7 +144,7 @@ def test_two_processes_equal_one(tiny_overrides, tmp_path, dropout):
         [*torchrun, *command, *places, f"method={','.join(methods)}"],
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )
     assert done.returncode == 0, done.stderr
     two = sorted((tmp_path / "two").rglob("*.json"))

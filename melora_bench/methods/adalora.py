@@ -87,7 +87,7 @@ class AdaLoRA(Method):
 
     @torch.no_grad()
     def after_optimizer_step(self, step: int) -> None:
-        now = step + 1
+        now = min(step + 1, self.last)  # fp16 may skip the last pruning: each step from it on prunes by the same scores
         if now < self.last:
             self._measure()
         if now == self.last or (self.first < now < self.last and now % self.delta_t == 0):

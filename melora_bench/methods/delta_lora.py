@@ -31,9 +31,10 @@ class DeltaLoRALayer(LoRALayer):
         self.moved.copy_(torch.where(self.moved == 0, lambda_, self.moved))
 
     def update(self, x: Tensor) -> Tensor:
-        share = (self.moved * self.scaling)[:, None, None]
-        moved = (x @ self.A.detach().mT) @ self.B.detach().mT - (x @ self.A_K.mT) @ self.B_K.mT
-        return super().update(x) + moved * share
+        moved = self.moved[:, None, None]
+        A = torch.cat([self.A, self.A.detach(), self.A_K], dim=1)
+        B = torch.cat([self.B, moved * self.B.detach(), -moved * self.B_K], dim=2)
+        return (x @ A.mT * self.scaling) @ B.mT
 
     def lora_factors(self) -> tuple[Tensor, Tensor]:
         moved = self.moved[:, None, None]

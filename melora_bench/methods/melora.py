@@ -35,7 +35,9 @@ class MELoRALayer(AdapterLayer):
 
     def update(self, x: Tensor) -> Tensor:
         R, n = self.A.shape[:2]
-        slices = self.dropout(x).unflatten(-1, (n, -1)).transpose(1, 2)  # (R, n, T, d_in / n)
+        slices = self.dropout(
+            x.unflatten(-1, (n, -1)).transpose(1, 2)
+        )  # (R, n, T, d_in / n), in order where dropout writes it
         blocks = (slices @ self.A.mT * self.scaling) @ self.B.mT  # (R, n, T, d_out / n)
         return blocks.transpose(1, 2).reshape(R, x.shape[1], -1)
 

@@ -41,7 +41,7 @@ class VeRALayer(AdapterLayer):
 
     def update(self, x: Tensor) -> Tensor:
         A, B = self.sliced()
-        return ((self.dropout(x) @ A.mT * self.d.unsqueeze(1)) @ B.mT) * self.b.unsqueeze(1)
+        return (self.dropout(x) @ A.mT * self.d.unsqueeze(1)) @ (B * self.b.unsqueeze(2)).mT
 
     def lora_factors(self) -> tuple[Tensor, Tensor]:
         A, B = self.sliced()
