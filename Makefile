@@ -38,8 +38,8 @@ format: $(DONE)  ## ruff, mending what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-check: lint test tables  ## lint, test, and the committed tables agree with the committed records
-	git diff --exit-code results/tables
+check: lint test tables report  ## lint, test, and what is made from the committed records is as it is committed
+	git diff --exit-code results
 
 glue-sweep: $(DONE)  ## both papers' Table 2: every missing point (ARGS narrows or overrides)
 	@failed=0; none=0; for table in melora_table2 mplora_table2; do \
@@ -67,7 +67,8 @@ plan: $(DONE)  ## what a grid will cost on this device: points, steps, tokens, h
 
 sweep: $(DONE)  ## every missing point of one grid, then its table (TABLE=name, ARGS narrows or overrides)
 	$(BIN)/python scripts/train.py -m table=$(TABLE) $(ARGS)
-	$(BIN)/python scripts/tables.py $(TABLE)
+	$(BIN)/python scripts/tables.py $(TABLE) $(patsubst results_dir=%,--results %,$(filter results_dir=%,$(ARGS))) \
+		$(patsubst experiment=%,--experiment %,$(filter experiment=%,$(ARGS)))
 
 status: $(DONE)  ## the points of a grid as done, running, failed, missing (TABLE=name, ARGS as for the sweep)
 	@$(BIN)/python scripts/status.py $(TABLE) $(ARGS)

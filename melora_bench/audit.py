@@ -8,6 +8,13 @@ from melora_bench import published
 from melora_bench.estimates import Runs, all_records
 
 GROUP = 3  # the papers' seeds per cell, and the values of n from which they report the best
+GAPS = [  # (whose lead over LoRA, where it is printed, (paper, table), the cell, over how many tasks)
+    ("MPLoRA's", "paper 2", ("mplora", "2"), ("mplora", "best n of 2;4;8", "average of 6"), 6),
+    ("MELoRA's", "paper 2", ("mplora", "2"), ("melora", "best n of 2;4;8", "average of 6"), 6),
+    ("MELoRA's", "paper 1", ("melora", "2"), ("melora", "r=8, best n of 2;4;8", "average of 8"), 8),
+    ("MPLoRA's at lambda = 0, where it is LoRA,", "paper 2", ("mplora", "3"),
+     ("mplora", "lambda=0", "average of mrpc;cola;stsb"), 3),
+]  # fmt: skip
 
 
 def verdicts(table: dict, cells: dict) -> list[str]:
@@ -27,10 +34,13 @@ def verdicts(table: dict, cells: dict) -> list[str]:
 
 
 def _identity(lora: dict, equal: Runs) -> list[str]:
-    """Every loss and metric of every epoch at every n, beside those of LoRA's same seed."""
+    """Every loss and metric of every epoch at every n, beside those of LoRA's same seed by the same code and device."""
     gaps, seeds = [], set()
     for by_seed in equal.values():
         for seed in by_seed.keys() & lora.keys():
+            if (by_seed[seed].git, by_seed[seed].env) != (lora[seed].git, lora[seed].env):
+                return ["**MPLoRA at lambda = 0 is LoRA: not comparable.** Their records are of different commits, devices or "
+                        "versions, whose dropout masks may differ: run one of them again."]  # fmt: skip
             seeds.add(seed)
             for a, b in zip(by_seed[seed].epochs, lora[seed].epochs, strict=True):
                 gaps.append(abs(a["train_loss"] - b["train_loss"]))
@@ -71,15 +81,24 @@ def _selection(scores: np.ndarray) -> str:
 
 
 def _noise(scores: np.ndarray) -> str:
-    cells, task = published.index("mplora", "2"), "average of 6"
-    gap = cells["mplora", "best n of 2;4;8", task].value - cells["lora", "", task].value
     one = scores.std(ddof=1) * np.sqrt(2 / GROUP)
+    gaps = [f"{whose} {_gap(*printed):+.2f} ({where}, {tasks} tasks; seeds alone {one / np.sqrt(tasks):.2f})"
+            for whose, where, *printed, tasks in GAPS]  # fmt: skip
     return (
         f"**Seeds alone move a difference of two three-seed means by {one:.2f} points here** (standard error; sd of one "
-        f"seed {scores.std(ddof=1):.2f}, {len(scores)} seeds, last epoch); an average over six tasks as noisy as this one "
-        f"by {one / np.sqrt(6):.2f}. The gap that paper 2 prints between MPLoRA and LoRA, averaged over six tasks, is "
-        f"{gap:.2f}."
+        f"seed {scores.std(ddof=1):.2f}, {len(scores)} seeds, last epoch). The leads over LoRA that the papers print, averaged "
+        f"over tasks, beside what seeds alone would do to an average of tasks as noisy as this one: {'; '.join(gaps)}."
     )
+
+
+def _gap(table: tuple[str, str], cell: tuple[str, str, str]) -> float:
+    """A cell minus LoRA's: its average in that table, or else the mean of its cells of those tasks in the paper's Table 2."""
+    cells, (paper, _) = published.index(*table), table
+    others = [found.value for (method, _, task), found in cells.items() if method == "lora" and task == cell[2]]
+    if not others:
+        tasks = cell[2].removeprefix("average of ").split(";")
+        others = [published.index(paper, "2")["lora", "", task].value for task in tasks]
+    return cells[cell].value - float(np.mean(others))
 
 
 def _span(values: set[int]) -> str:

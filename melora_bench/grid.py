@@ -50,9 +50,10 @@ def points(table: dict, overrides: list[str]) -> list[list[str]]:
     return found
 
 
-def reference(table: dict) -> str | None:
-    """The label of a table's first row of LoRA, with which averages and figures compare the others."""
-    return next((row["label"] for row in table["rows"] if row["points"]["method"] == "lora"), None)
+def reference(table: dict, row: dict | None = None) -> str | None:
+    """The label of the row with which a row is compared: the one that it names, else the table's first of LoRA."""
+    first = next((row["label"] for row in table["rows"] if row["points"]["method"] == "lora"), None)
+    return (row or {}).get("reference", first)
 
 
 def as_list(value: object) -> list:

@@ -1,18 +1,20 @@
 """A table as LaTeX (booktabs): the papers' estimate, ours above the published row."""
 
-from melora_bench.layout import Line, block, estimates, scored
+from melora_bench.layout import Line, block, estimates, heading, scored
+from melora_bench.markdown import footer
 
 ESCAPES = str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "±": r"$\pm$"})
 
 
-def latex(table: dict, rows: list[dict]) -> str:
-    """rows: the lines of the CSV with their scores. One tabular per backbone, in the order of the Markdown."""
+def latex(table: dict, rows: list[dict], cells: dict, obstacles: set[str]) -> str:
+    """One tabular per backbone, in the order of the Markdown, whose arguments these are; its footer as comments."""
     columns = scored(table)
     lines = [f"% {table['title']}. Needs \\usepackage{{booktabs}}."]
     for backbone in dict.fromkeys(row["backbone"] for row in rows):
-        _, found = block(table, [row for row in rows if row["backbone"] == backbone], set(), "best")
+        mine = [row for row in rows if row["backbone"] == backbone]
+        _, found = block(table, mine, set(), "best")
         lines += [
-            f"% {backbone}: {estimates(table)['best']}",
+            f"% {heading(backbone, mine)}: {estimates(table)['best']}",
             rf"\begin{{tabular}}{{lr{'r' * len(columns)}}}",
             r"\toprule",
             _joined("method", "parameters", *columns),
@@ -21,6 +23,7 @@ def latex(table: dict, rows: list[dict]) -> str:
             r"\bottomrule",
             r"\end{tabular}",
         ]
+    lines += [f"% {line}".rstrip() for line in footer(cells, obstacles)]
     return "\n".join(lines) + "\n"
 
 

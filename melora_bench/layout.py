@@ -42,9 +42,11 @@ def block(table: dict, rows: list[dict], seen: set[str], estimate: str) -> tuple
     """
     columns = scored(table)
     speed = ["rows/s"] if table.get("speed") else []
-    certain = ["bootstrap 95 %", f"beats {reference(table)}"] if any(row["sure"] for row in rows) else []
+    others = {reference(table, row) for row in table["rows"]}
+    rival = others.pop() if len(others) == 1 else "its LoRA"
+    certain = ["bootstrap 95 %", f"beats {rival}"] if any(row["sure"] for row in rows) else []
     head = ["method", "adapter params", *(f"{name} †" if name in seen else name for name in columns), *certain, *speed]
-    usual = max((row["seeds"] for row in rows if row["seeds"]), default=0)
+    usual = _usual(rows)
     lines = []
     for label in dict.fromkeys(row["row"] for row in rows):
         cells = {row["task"]: row for row in rows if row["row"] == label}
@@ -62,6 +64,12 @@ def block(table: dict, rows: list[dict], seen: set[str], estimate: str) -> tuple
     return head, lines
 
 
+def heading(backbone: str, rows: list[dict]) -> str:
+    """The backbone of these rows, and how many seeds a cell has that says nothing else."""
+    count = _usual(rows)
+    return f"{backbone}, {count} seed{'s' * (count > 1)}" if count else backbone
+
+
 def any_record(runs: Runs) -> RunRecord | None:
     """One of a cell's records, for what all of them share."""
     return next(all_records(runs), None)
@@ -75,3 +83,7 @@ def seen_tasks(cells: dict, backbone: str) -> set[str]:
 
 def seen_note(backbone: str) -> str:
     return f"† the training of {backbone} saw texts of these tasks."
+
+
+def _usual(rows: list[dict]) -> int:
+    return max((row["seeds"] for row in rows if row["seeds"]), default=0)

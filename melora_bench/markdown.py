@@ -2,7 +2,7 @@
 
 from melora_bench import audit
 from melora_bench.estimates import all_records
-from melora_bench.layout import any_record, block, estimates, seen_note, seen_tasks
+from melora_bench.layout import any_record, block, estimates, heading, seen_note, seen_tasks
 from melora_bench.records import RunRecord
 
 
@@ -14,8 +14,8 @@ def markdown(table: dict, rows: list[dict], cells: dict, obstacles: set[str]) ->
         seen = seen_tasks(cells, backbone)
         for estimate, title in estimates(table).items():
             if estimate == "best" or cells:
-                lines += [f"## {backbone}: {title}", "", *_block(table, mine, seen, estimate), ""]
-        verdicts = [f"{row['row']}, {row['task']}: {row['verdict']}" for row in mine
+                lines += [f"## {heading(backbone, mine)}: {title}", "", *_block(table, mine, seen, estimate), ""]
+        verdicts = [f"{row['row']}, {row['task']}: {row['verdict']} (ours - published {row['difference']})" for row in mine
                     if row["verdict"] and not row["verdict"].startswith("not comparable")]  # fmt: skip
         lines += ["Verdicts on the best epoch:", "", *(f"- {text}" for text in verdicts), ""] if verdicts else []
         lines += [seen_note(backbone), ""] if seen else []
@@ -60,6 +60,8 @@ def _commit(record: RunRecord) -> str:
 def _data(task: str, record: RunRecord) -> str:
     parts = [f"{name} {part['rows']} rows, sha256 {part['sha256'][0][:10]}" if part else f"{name} missing"
              for name, part in record.data.items()]  # fmt: skip
+    if (ceiling := record.epochs[-1]["metrics"].get("ceiling")) is not None:
+        parts.append(f"at most {100 * ceiling:.2f}: what the authors' own solutions reach after the protocol's cut")
     label = next((part["label"] for part in record.data.values() if part and "label" in part), task)
     return f"{label} ({'; '.join(parts)})"
 

@@ -8,7 +8,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from melora_bench import published, records
-from melora_bench.estimates import ESTIMATES, Runs, Score, Sure, all_records, average, scores, sure
+from melora_bench.estimates import ESTIMATES, Runs, Score, all_records, average, scores, sure
 from melora_bench.files import write_text
 from melora_bench.grid import as_list, reference
 from melora_bench.latex import latex
@@ -51,32 +51,37 @@ class Assembled:
     obstacles: dict[str, str]  # by run_id, what keeps a record from a verdict; empty: nothing
 
 
-def assemble(name: str, results_dir: str | None = None) -> Assembled:
-    """Raises ValueError for a bad record, or for two configs that claim one cell."""
+def assemble(name: str, results_dir: str | None = None, experiment: str | None = None) -> Assembled:
+    """Of the table's own experiment, or of another that its sweep was given. Raises ValueError for a bad record, or for two
+    configs that claim one cell."""
     grid = load_grid(name)
     table, results = grid["table"], Path(results_dir or ROOT / grid.get("results_dir", "results"))
-    cells = collect(table, records.load_all(results, grid["experiment"]), results)
+    cells = collect(table, records.load_all(results, experiment or grid["experiment"]), results)
     obstacles = {r.run_id: obstacle(r, table, table["rows"][number]["points"])
                  for (_, number, _), runs in cells.items() for r in all_records(runs)}  # fmt: skip
     rows = rows_of(table, cells, obstacles)
     return Assembled(table=table, results=results, cells=cells, rows=rows, obstacles=obstacles)
 
 
-def regenerate(name: str, results_dir: str | None = None) -> tuple[Path, Path, Path]:
-    """Write <results_dir>/tables/<name>.csv, .md and .tex from the records of that experiment; returns the paths.
+def regenerate(name: str, results_dir: str | None = None, experiment: str | None = None) -> tuple[Path, Path, Path]:
+    """Write <results_dir>/tables/<name>.csv, .md and .tex from the records of its experiment, or another, which then is the
+    name; returns the paths.
 
     Raises ValueError as `assemble` does, and for a table without any number; the old files then stay.
     """
-    it = assemble(name, results_dir)
+    it = assemble(name, results_dir, experiment)
     if not it.cells and not printed(it.table):
         raise ValueError(f"{it.results} has no records of {name}: run scripts/train.py table={name} first")
     frame = pd.DataFrame(it.rows).drop(columns=["number", "which", "scores", "sure"])
+    obstacles = set(filter(None, it.obstacles.values()))
     texts = {
         "csv": frame.to_csv(index=False, lineterminator="\n"),
-        "md": markdown(it.table, it.rows, it.cells, set(filter(None, it.obstacles.values()))),
-        "tex": latex(it.table, it.rows),
+        "md": markdown(it.table, it.rows, it.cells, obstacles),
+        "tex": latex(it.table, it.rows, it.cells, obstacles),
     }
-    csv, md, tex = (write_text(it.results / "tables" / f"{name}.{kind}", text) for kind, text in texts.items())
+    csv, md, tex = (
+        write_text(it.results / "tables" / f"{experiment or name}.{kind}", text) for kind, text in texts.items()
+    )
     return csv, md, tex
 
 
@@ -114,13 +119,13 @@ def rows_of(table: dict, cells: Cells, obstacles: dict[str, str]) -> list[dict]:
     """The lines of the CSV: backbone x row (best and mean, where it selects) x task, then the average over tasks.
 
     `scores` of a line is {estimate: Score}, empty unless every value that the row lists has a record; an average is
-    blank unless every task has a score. An average also has `sure`, {estimate: Sure}, which compares it with the first
-    row of LoRA, where that is complete. `number` and `which` (see `_kinds`) say of what a line is; the CSV leaves these four
-    out. obstacles: by run_id, what keeps a record from a verdict.
+    blank unless every task has a score. An average also has `sure`, {estimate: Sure}, which compares it with the row that
+    is its reference, where that is complete. `number` and `which` (see `_kinds`) say of what a line is; the CSV leaves
+    these four out. obstacles: by run_id, what keeps a record from a verdict.
     """
     paper, lines = printed(table), []
     for backbone in sorted({backbone for backbone, _, _ in cells}) or [table.get("backbone", BACKBONE)]:
-        lora: list[dict[str, Score]] = []  # the tasks of the row `reference`
+        averages: list[tuple[dict, dict, list]] = []  # (line, row, the tasks of the line)
         for number, row in enumerate(table["rows"]):
             here = {task: cells.get((backbone, number, task), {}) for task in table["tasks"]}
             for which, of, wanted in _kinds(row, here):
@@ -143,13 +148,17 @@ def rows_of(table: dict, cells: Cells, obstacles: dict[str, str]) -> list[dict]:
                     lines.append(_line(about, runs, found, cell, reasons.get(task, "")))
                 if table["average"]:
                     tasks = list(done.values()) if len(done) == len(table["tasks"]) else []
-                    if row["label"] == reference(table):
-                        lora = tasks
                     found = average(tasks) if tasks else {}
                     about = {**row_of, "task": table["average"], "chosen": ""}
                     cell = paper.get((printed_as, variant, table["average"]))
                     why = "; ".join(f"{task} {reason}" for task, reason in reasons.items() if reason)
-                    lines.append(_line(about, {}, found, cell, why, sure(tasks, lora) if found else {}))
+                    lines.append(_line(about, {}, found, cell, why))
+                    averages += [(lines[-1], row, tasks)] if found else []
+        whole = {row["label"]: tasks for _, row, tasks in reversed(averages)}
+        for line, row, tasks in averages:
+            line["sure"] = sure(tasks, whole.get(reference(table, row), []))
+            for name, certain in line["sure"].items():
+                line |= {f"{name}_interval": certain.interval, f"{name}_beats_lora": certain.beats_lora}
     return lines
 
 
@@ -181,14 +190,20 @@ def obstacle(record: RunRecord, table: dict, own: dict) -> str:
     if not table["paper"]:
         return ""
     task, paper_backbone = table.get("trained_on", record.choices["task"]), table.get("backbone", BACKBONE)
-    expected = _settings(table["paper"], task, record.choices["method"]) if record.choices["recipe"] else {}
-    expected |= {"task.limit": None}
+    expected = dict(_settings(table["paper"], task, record.choices["method"]) if record.choices["recipe"] else {})
+    expected |= _of_task("task", record.choices["task"])
+    if "trained_on" in record.config:  # a score
+        expected |= {"task.limit": None, "task.which": "best"}
+    if record.config.get("trained_on"):
+        expected |= _of_task("trained_on", task)
     other = [f"{key} {value} instead of {wanted}" for key, wanted in expected.items()
              if key not in own and (value := lookup(record, key)) != wanted]  # fmt: skip
     backbone = [] if record.choices["backbone"] == paper_backbone else [f"backbone {record.choices['backbone']}"]
     for split, part in record.data.items():
         if part is None or part.get("file", split) != split:
             other.append(f"{split} {'missing' if part is None else 'from ' + part['file']}")
+        elif part.get("label", "").startswith("local "):
+            other.append(part["label"])
     return ", ".join(backbone + other)
 
 
@@ -217,14 +232,16 @@ def _settings(paper: str, task: str, method: str) -> dict:
     return recipe | own | untouched
 
 
-def _line(
-    about: dict,
-    runs: Runs,
-    found: dict[str, Score],
-    cell: published.Cell | None,
-    why: str,
-    certain: dict[str, Sure] | None = None,
-) -> dict:
+@functools.cache
+def _of_task(group: str, task: str) -> dict:
+    """A task's own settings by config key, without those that say which copy of its data is read."""
+    own = OmegaConf.to_container(OmegaConf.load(ROOT / "configs" / "task" / f"{task}.yaml"))
+    return {
+        f"{group}.{key}": value for key, value in own.items() if key not in ("_target_", "version", "repo", "revision")
+    }
+
+
+def _line(about: dict, runs: Runs, found: dict[str, Score], cell: published.Cell | None, why: str) -> dict:
     record = any_record(runs)
     line = about | {
         "metric": record.metric if record else "",
@@ -234,16 +251,16 @@ def _line(
     for name in ESTIMATES:
         line[f"{name}_mean"] = f"{found[name].mean:.2f}" if found else ""
         line[f"{name}_sd"] = f"{found[name].sd:.2f}" if found and found[name].sd is not None else ""
-        line[f"{name}_interval"] = certain[name].interval if certain else ""
-        line[f"{name}_beats_lora"] = certain[name].beats_lora if certain else ""
+        line |= {f"{name}_interval": "", f"{name}_beats_lora": ""}
     line["published"] = cell.text if cell else ""
     both = found and cell
-    line["difference"] = f"{found['best'].mean - cell.value:+.2f}" if both else ""
+    other_data = "local " in why  # another set of questions than the paper's
+    line["difference"] = f"{found['best'].mean - cell.value:+.2f}" if both and not other_data else ""
     line["verdict"] = verdict(found["best"], cell, why) if both else ""
     line |= {"published_backbone": cell.backbone if cell else "", "published_source": cell.source if cell else ""}
     rates = [r.rows_per_second * (1 + len(r.packed_with)) for r in all_records(runs) if r.rows_per_second]
     line["rows_per_second"] = f"{sum(rates) / len(rates):.0f}" if rates else ""  # of whole packed runs, in training
-    return line | {"scores": found, "sure": certain or {}}
+    return line | {"scores": found, "sure": {}}
 
 
 def lookup(record: RunRecord, key: str) -> object:

@@ -3,6 +3,9 @@
 `python tests/test_tables.py` writes those files anew; read the difference before keeping it.
 """
 
+import dataclasses
+import itertools
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -11,7 +14,18 @@ import pytest
 from synthetic import record
 
 from melora_bench.published import Cell
-from melora_bench.tables import Score, _settings, collect, load_grid, obstacle, regenerate, scores, verdict
+from melora_bench.records import ROOT
+from melora_bench.tables import (
+    Score,
+    _settings,
+    collect,
+    load_grid,
+    obstacle,
+    regenerate,
+    scores,
+    verdict,
+    with_numbers,
+)
 
 GOLDEN = Path(__file__).parent / "data" / "tables"
 TASKS = ["mrpc", "cola", "sst2", "stsb", "qnli", "rte"]
@@ -170,6 +184,73 @@ def test_other_settings_than_the_papers_are_not_compared(tmp_path, change, expec
     saved(tmp_path, *(record(seed=seed, curve=(0.5, 0.87092), **change) for seed in range(3)))
     line = lines(tmp_path)["LoRA r=8", "mrpc"]
     assert (line["published"], line["difference"], line["verdict"]) == ("87.09", "+0.00", expected)
+
+
+def score(task: str, label: str, **changed):
+    """A score of the untrained backbone as the paper has it, but for `changed` settings of the task."""
+    asked = {"limit": None, "which": "best", **changed}
+    found = record(method="head", task=task, recipe="melora/alpaca", backbone="llama2_7b", trained_on=None)
+    data = {"test": {"rows": 9, "sha256": ["b" * 64], "label": label}}
+    config = found.config | {"task": found.config["task"] | asked}
+    return dataclasses.replace(found, config=config, choices=found.choices | {"recipe": None}, data=data)
+
+
+@pytest.mark.parametrize(("task", "label", "change", "expected"), [
+    ("drop", "DROP", {}, ""),
+    ("drop", "local DROP", {}, "local DROP"),
+    ("bbh", "BBH", {}, ""),  # whose settings are not DROP's
+    ("bbh", "BBH", {"shots": 1, "which": "last"}, "task.shots 1 instead of 3, task.which last instead of best"),
+])  # fmt: skip
+def test_another_protocol_or_data_set_is_not_compared(task, label, change, expected):
+    table = load_grid("melora_table3")["table"]
+    assert obstacle(score(task, label, **change), table, table["rows"][0]["points"]) == expected
+
+
+def test_a_row_is_compared_with_a_row_below_it(tmp_path):
+    """`head only` stands above LoRA; LoRA itself is compared with nothing."""
+    for task, method, top in itertools.product(["stsb", "mrpc", "cola", "rte"], ["head", "lora"], [0.5, 0.6]):
+        seed = int(top == 0.6)
+        shape = {
+            "recipe": "small",
+            "backbone": "minilm",
+            "experiment": "small_glue",
+            "curve": (top + (method == "lora"),),
+        }
+        saved(tmp_path, record(method=method, task=task, seed=seed, **shape))
+    found = lines(tmp_path, "small_glue")
+    assert found["head only", "average of 4"]["best_beats_lora"] == "0.00 (0.00 to 0.00)"
+    assert found["LoRA r=8", "average of 4"]["best_beats_lora"] == ""
+
+
+def test_equal_ranks_are_compared_with_each_other(tmp_path):
+    """MELoRA at equivalent rank 8 beats LoRA r=8 and not r=4."""
+    tops = {("lora", 4, None): 0.9, ("lora", 8, None): 0.5, ("melora", 4, 2): 0.7}
+    tasks = load_grid("melora_table4")["table"]["tasks"]
+    for task, ((method, r, n), top), seed in itertools.product(tasks, tops.items(), (0, 1)):
+        shape = {"recipe": f"melora/{task}", "experiment": "melora_table4", "curve": (top,)}
+        saved(tmp_path, record(method=method, r=r, n=n, task=task, seed=seed, **shape))
+    found = lines(tmp_path, "melora_table4")
+    assert found["MELoRA equivalent rank 8 n=2", "average of 8"]["best_beats_lora"] == "1.00 (1.00 to 1.00)"
+    assert found["LoRA r=8", "average of 8"]["best_beats_lora"] == ""
+    assert "| beats its LoRA |" in (tmp_path / "tables" / "melora_table4.md").read_text()
+
+
+def test_a_sweep_under_another_name_has_a_table_of_that_name(tmp_path):
+    saved(tmp_path, record(experiment="mine"))
+    paths = regenerate("mplora_table2", tmp_path, "mine")
+    assert [path.name for path in paths] == ["mine.csv", "mine.md", "mine.tex"]
+    assert "| LoRA r=8 | 294,912 | 90.00 |" in paths[1].read_text()
+
+
+def test_the_committed_tables_are_those_of_the_committed_records(tmp_path):
+    results = tmp_path / "results"
+    shutil.copytree(ROOT / "results" / "runs", results / "runs")
+    names = with_numbers([path.stem for path in (ROOT / "configs" / "table").glob("*.yaml")], str(results))
+    made = [path for name in names for path in regenerate(name, str(results))]
+    assert len(made) >= 15
+    assert {path.name: path.read_text() for path in made} == {
+        path.name: path.read_text() for path in (ROOT / "results" / "tables").iterdir()
+    }
 
 
 def test_an_average_stays_blank_until_every_task_is_there(tmp_path):
