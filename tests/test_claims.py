@@ -1,6 +1,7 @@
 """Many workers on one grid: each point is trained once, and what a dead worker held is free."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -99,20 +100,37 @@ def test_a_kill_between_the_records_of_a_pack(tiny_overrides, tmp_path, monkeypa
 
 @pytest.mark.slow
 def test_a_sweep_killed_at_random_moments_loses_and_doubles_nothing(tiny_overrides, tmp_path):
-    """kill -9 ten times, start again each time: the records are those of an unbroken sweep."""
-    sweep = [*TRAIN, "-m", *tiny_overrides, "method=lora,mplora", "seeds=[0,1]", "epochs=12"]
+    """kill -9 ten times while a point trains, start again each time: the records are those of an unbroken sweep, and none
+    that was there is written again."""
+    sweep = [*TRAIN, "-m", *tiny_overrides, "method=lora,mplora", "seeds=[0,1]", "epochs=40"]
     places = [f"results_dir={tmp_path}/whole", f"output_dir={tmp_path}/elsewhere"]
     subprocess.run([*sweep, *places], check=True, capture_output=True, env=ENV)
-    for number in range(10):
-        worker = subprocess.Popen(sweep, stdout=subprocess.DEVNULL, env=ENV)
-        time.sleep(4 + 0.4 * number)
+    chance, there = random.Random(0), {}
+    for _ in range(10):
+        worker = subprocess.Popen(sweep, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENV)
+        seen = [time.monotonic()]
+        for _ in range(chance.randint(1, 4)):  # of 80 epochs at most 5 are done in one start
+            next(line for line in worker.stdout if "  epoch " in line)
+            seen.append(time.monotonic())
+        time.sleep(chance.random() * (seen[-1] - seen[-2]) if len(seen) > 2 else 0)
+        assert worker.poll() is None
         worker.send_signal(signal.SIGKILL)
-        worker.wait()
+        worker.communicate()
+        assert there.items() <= (there := contents(tmp_path / "results")).items()
     subprocess.run(sweep, check=True, capture_output=True, env=ENV)
-    whole, broken = (
-        {path.name: [(entry["train_loss"], entry["metrics"]) for entry in records.load(path).epochs]
-         for path in (tmp_path / name).rglob("*.json")}
-        for name in ("whole", "results")
-    )  # fmt: skip
-    assert len(whole) == 4
-    assert broken == whole
+    assert there.items() <= contents(tmp_path / "results").items()
+    whole, broken = ({path.name: records.load(path) for path in (tmp_path / name).rglob("*.json")}
+                     for name in ("whole", "results"))  # fmt: skip
+    assert len(whole) == 4 and len(broken) == 4
+    for name, record in whole.items():
+        assert [curve(entry) for entry in record.epochs] == [curve(entry) for entry in broken[name].epochs]
+    resumed = {(record.choices["method"], step) for record in broken.values() for step in record.resumed_at}
+    assert len(resumed) >= 8, resumed  # a kill may fall before a point's first checkpoint
+
+
+def contents(folder) -> dict:
+    return {path: path.read_bytes() for path in folder.rglob("*.json")}
+
+
+def curve(entry: dict) -> dict:
+    return {key: entry[key] for key in ("epoch", "step", "lr", "train_loss", "penalty", "metrics", "halves", "report")}

@@ -1,6 +1,7 @@
 """Records: what a config hash sees, and every way in which a record file is refused."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -152,3 +153,23 @@ def test_keys_that_are_numbers_survive(tmp_path):
     one.epochs[-1]["report"]["metrics_by_rank"] = {rank: {"accuracy": 0.5} for rank in range(1, 13)}
     read = records.load(one.save(tmp_path))
     assert list(read.epochs[-1]["report"]["metrics_by_rank"]) == [str(rank) for rank in range(1, 13)]
+
+
+def test_the_commit_and_a_dirty_tree_are_seen(tmp_path, monkeypatch):
+    """Code counts, notes and results do not; outside a checkout nothing is known."""
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert records.git_state() == {"commit": None, "dirty": None}
+    code, note = tmp_path / "melora_bench" / "run.py", tmp_path / "results" / "note.md"
+    for path in (code, note):
+        path.parent.mkdir()
+        path.write_text("one")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *command], check=True)
+    clean = records.git_state()
+    assert len(clean["commit"]) == 40 and clean["dirty"] is False
+    note.write_text("two")
+    assert records.git_state() == clean
+    code.write_text("two")
+    assert records.git_state() == clean | {"dirty": True}
