@@ -79,10 +79,10 @@ def run(cfg: DictConfig, choices: dict) -> list[Path]:
             return paths
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError):
-            error = ValueError(
-                f"the device is out of memory at batch_size={point.config['batch_size']}: raise accumulation, or give fewer "
-                "seeds; the next start goes on from the last evaluation's checkpoint, if there was one"
-            )
+            error = ValueError("the device is out of memory at batch_size={batch_size}, eval_batch_size={eval_batch_size}: in "
+                               "training raise accumulation, in evaluation lower eval_batch_size, or give fewer seeds; the "
+                               "next start goes on from the last evaluation's checkpoint, if there was one"
+                               .format(**point.config))  # fmt: skip
         expected = isinstance(error, ValueError | InstantiationException)
         line = _one_line(error) if expected else f"{type(error).__name__}: {_one_line(error)}"
         log.error("error: %s", line)

@@ -1,8 +1,11 @@
 """The precisions that need a GPU: `pytest -m gpu`."""
 
+import math
+
 import pytest
 import torch
 from conftest import run_point
+from test_contract import METHODS
 from test_training import curves
 
 from melora_bench import records
@@ -17,6 +20,15 @@ def test_training_learns_and_records_the_device(tiny_overrides, precision):
     assert record.env["device"] == torch.cuda.get_device_name()
     assert record.peak_memory_bytes > 0
     assert record.epochs[-1]["train_loss"] < record.epochs[0]["train_loss"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_on_the_gpu(tiny_overrides, method):
+    """In bf16, two seeds side by side where the method packs; nothing is left on the CPU."""
+    for path in run_point([*tiny_overrides, f"method={method}", "precision=bf16", "epochs=4", "seeds=[0,1]"]):
+        record = records.load(path)
+        assert record.env["device"] == torch.cuda.get_device_name()
+        assert all(math.isfinite(entry["train_loss"]) for entry in record.epochs)
 
 
 def test_packed_equals_separate_on_the_gpu(tiny_overrides, tmp_path):

@@ -131,7 +131,8 @@ def test_out_of_memory_is_one_line_and_keeps_the_checkpoint(alpaca_overrides, tm
 
     monkeypatch.setattr(InstructTask, "loss", loss)
     line = (
-        "error: the device is out of memory at batch_size=16: raise accumulation, or give fewer seeds; "
+        "error: the device is out of memory at batch_size=16, eval_batch_size=64: in training raise accumulation, in "
+        "evaluation lower eval_batch_size, or give fewer seeds; "
         "the next start goes on from the last evaluation's checkpoint, if there was one"
     )
     with pytest.raises(RunError) as caught:

@@ -159,7 +159,7 @@ def test_the_commit_and_a_dirty_tree_are_seen(tmp_path, monkeypatch):
     """Code counts, notes and results do not; outside a checkout nothing is known."""
     monkeypatch.setattr(records, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert records.git_state() == {"commit": None, "dirty": None}
+    assert records.git_state.__wrapped__() == {"commit": None, "dirty": None}
     code, note = tmp_path / "melora_bench" / "run.py", tmp_path / "results" / "note.md"
     for path in (code, note):
         path.parent.mkdir()
@@ -167,9 +167,9 @@ def test_the_commit_and_a_dirty_tree_are_seen(tmp_path, monkeypatch):
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
         subprocess.run([*git, *command], check=True)
-    clean = records.git_state()
+    clean = records.git_state.__wrapped__()
     assert len(clean["commit"]) == 40 and clean["dirty"] is False
     note.write_text("two")
-    assert records.git_state() == clean
+    assert records.git_state.__wrapped__() == clean
     code.write_text("two")
-    assert records.git_state() == clean | {"dirty": True}
+    assert records.git_state.__wrapped__() == clean | {"dirty": True}
