@@ -2,23 +2,28 @@
 
 `isolation="namespaces"` (the default): own mount, process, network and IPC namespaces, made with unshare(2) and
 pivot_root(2), see namespaces(7). The program sees the system's and the interpreter's libraries, read-only, and an empty
-/tmp of 32 MB; no network, no other process, no file of a user. It is user 65534 without capabilities, limited in memory
-(512 MB a process), processes (8), open files, file size, CPU and wall-clock time. When it ends or its time is up, the
-kernel kills every process of its namespace. One small script (supervisor.py) does this for root and, inside a user
-namespace, for an ordinary user. bubblewrap and unshare(1) would need the same kernel features, the same script inside for
-the limits and the verdict, and a second code path.
+/tmp of 32 MB; no network, no other process, no file and no key of a user. It is user 65534 without capabilities, nor can it
+make a namespace to have them in. It is limited in memory (512 MB a process), processes (8, and every thread counts), open
+files, file size, CPU and wall-clock time. When it ends or its time is up, the kernel kills every process of its namespace.
+One small script (supervisor.py) does this for root and, inside a user namespace, for an ordinary user. bubblewrap and
+unshare(1) would need the same kernel features, the same script inside for the limits and the verdict, and a second code path.
 
 `isolation="process"`, for machines without namespaces, must be asked for. It has the limits, an own session and folder,
 and ends the program's processes with it; but the network and every file that the program's user may read are open, and so
-is writing. Root runs the program as user 65534. An ordinary user runs it as himself: it may then change his files and kill
-his processes, this one included, and his other processes count against the limit of 8, so that it may not be able to fork.
+are writing and making namespaces, with memory in them that no limit counts. Root runs the program as user 65534. An
+ordinary user runs it as himself: it may then change his files and kill his processes, this one included, and his other
+processes count against the limit of 8, so that it may not be able to fork.
 
-How a program passes: a random challenge waits in a socket, and the harness around `exec(program)` reads and returns it
-after the program's last line. Exit codes, output, os._exit, exec, patched modules
-and forks of the program cannot produce it. What remains: program and harness share one interpreter, so code written to
-deceive this sandbox can find the socket through the interpreter's frames, as it can replace what its tests call: a score
-holds for models that do not try. Nor is this a defence against faults of the kernel, and memory that no limit counts
-(System V segments, which end with the namespace) is bounded by the wall clock only.
+In both, a seccomp(2) filter refuses the calls for a user's keys and for memory outside the limits (System V, memfd_create)
+on x86_64 and aarch64. On other machines, and kernels without seccomp, such memory is bounded by the wall clock only, and keys
+may be reached.
+
+How a program passes: the harness around `exec(program)` takes a random secret from a socket before the program's first
+line and sends it back after the last one. Exit codes, output, os._exit, exec, what is written to or sent back on the
+descriptors, patched modules and forks do not produce it. This is no defence against deceit: program and harness share one
+interpreter, so a program that looks for the secret, in the frames that called it or in memory, finds it and passes
+(tests/instructeval/test_sandbox.py has one), as it could replace what its tests call. A score holds for models that do not
+try. Nor is this a defence against faults of the kernel.
 """
 
 import contextlib
@@ -83,7 +88,7 @@ def run(program: str, *, allow_code_execution: bool, timeout: float = 3.0, isola
         raise ValueError(
             f"generated programs run on Linux only, this is {sys.platform}: use a Linux machine or container"
         )
-    challenge = secrets.token_bytes(32)
+    secret = secrets.token_bytes(32)
     channel, inner = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with (
         channel,
@@ -92,7 +97,7 @@ def run(program: str, *, allow_code_execution: bool, timeout: float = 3.0, isola
     ):
         source.write(program.encode("utf-8", "surrogatepass"))
         source.seek(0)
-        channel.send(challenge)
+        channel.send(secret)
         with inner:
             process = subprocess.Popen(
                 [*COMMAND, isolation, str(math.ceil(timeout) + 1), folder, str(inner.fileno())],
@@ -114,7 +119,7 @@ def run(program: str, *, allow_code_execution: bool, timeout: float = 3.0, isola
     if greeting != READY:
         cause = (greeting or b"").decode("utf-8", "replace") or text.strip().rpartition("\n")[2] or "no answer"
         raise ValueError(f"isolation={isolation} does not work here ({cause}): {REMEDY[isolation]}")
-    reason = "passed" if answer == challenge else _reason(answer)
+    reason = "passed" if answer == secret else _reason(answer)
     return Outcome(
         passed=reason == "passed", reason=reason, output=text, seconds=round(seconds, 3), isolation=isolation
     )
@@ -139,7 +144,7 @@ def _next_message(channel: socket.socket, pipe, output: bytearray, seconds: floa
             if pipe in ready and not _read(pipe, output):
                 selector.unregister(pipe)
             if channel in ready:
-                with contextlib.suppress(ConnectionResetError):  # the other side left the challenge unread
+                with contextlib.suppress(ConnectionResetError):  # the other side left the secret unread
                     return channel.recv(4096)
                 return channel.recv(4096)  # what it had sent
     return None

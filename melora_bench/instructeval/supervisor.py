@@ -7,11 +7,13 @@ program's process, or the supervisor when that process ended without a word.
 
 import contextlib
 import ctypes
+import errno
 import glob
 import os
 import resource
 import signal
 import socket
+import struct
 import sys
 from collections.abc import Callable
 
@@ -28,14 +30,24 @@ LIMITS = {  # of each process, except NPROC: of all together
 DISK = "size=32m,nr_inodes=4096"  # of /tmp, in memory
 SYSTEM = ("/usr", "/bin", "/lib", "/lib64", "/etc/ld.so.cache")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+# Calls that are answered with ENOSYS: the keys of the user, and memory that no limit counts. By machine, linux/audit.h's
+# number of its calls, then keyctl, add_key, request_key, shmget, semget, msgget, memfd_create.
+WITHOUT = {
+    "x86_64": (0xC000003E, (250, 248, 249, 29, 64, 68, 319)),
+    "aarch64": (0xC00000B7, (219, 217, 218, 194, 190, 186, 279)),
+}
 
-# linux/sched.h, linux/mount.h, linux/prctl.h, linux/capability.h
+# linux/sched.h, linux/mount.h, linux/prctl.h, linux/capability.h, linux/keyctl.h, linux/seccomp.h, linux/filter.h
 NEWNS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x00020000, 0x08000000, 0x10000000, 0x20000000, 0x40000000
 RDONLY, NOSUID, NODEV, REMOUNT, BIND, REC, PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
 LOCKED = 15  # the flags of a mount that a user namespace may not take back: ro, nosuid, nodev, noexec
 DETACH = 2
-PDEATHSIG, SUBREAPER, NO_NEW_PRIVS = 1, 36, 38
+PDEATHSIG, SECCOMP, SUBREAPER, NO_NEW_PRIVS = 1, 22, 36, 38
 CAPABILITY_VERSION_3 = 0x20080522
+JOIN_SESSION_KEYRING = 1
+FILTER = 2
+KILL, REFUSE, ALLOW = 0x80000000, 0x00050000 | errno.ENOSYS, 0x7FFF0000
+LOAD, EQUAL, AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
@@ -51,8 +63,8 @@ def call(function: Callable, *arguments: int | str | bytes | None) -> None:
         raise OSError(code, f"{what}: {os.strerror(code)}")
 
 
-def prctl(option: int, value: int) -> None:
-    call(libc.prctl, option, value, 0, 0, 0)
+def prctl(option: int, value: int, more: int = 0) -> None:
+    call(libc.prctl, option, value, more, 0, 0)
 
 
 def write(path: str, text: str) -> None:
@@ -73,7 +85,9 @@ def enter_namespaces() -> None:
 def new_root() -> None:
     """Make the root a small read-only tree: the system's libraries, the interpreter's, four devices, an empty /tmp.
 
-    There is no /proc: nothing needs it, it tells much, and many containers do not let one be mounted.
+    There is no /proc: nothing needs it, it tells much, and many containers do not let one be mounted. The tree is a
+    folder that is entered by chroot(2): there the kernel makes no user namespace, in which the program would have every
+    capability.
     """
     prefix = os.path.realpath(sys.base_prefix)  # modules are looked for under its name, which may be a link
     call(libc.mount, None, "/", None, REC | PRIVATE, None)
@@ -81,8 +95,8 @@ def new_root() -> None:
     os.mkdir("/tmp/old")
     call(libc.pivot_root, "/tmp", "/tmp/old")
     os.chdir("/")
-    os.mkdir("/tmp")
-    call(libc.mount, "tmpfs", "/tmp", "tmpfs", NOSUID | NODEV, f"{DISK},mode=1777")
+    os.makedirs("/new/tmp")
+    call(libc.mount, "tmpfs", "/new/tmp", "tmpfs", NOSUID | NODEV, f"{DISK},mode=1777")
     for path in (*SYSTEM, *DEVICES):
         show(path, path)
     for name in ("bin", "lib", "lib64") if not f"{prefix}/".startswith("/usr/") else ():
@@ -90,12 +104,13 @@ def new_root() -> None:
     call(libc.umount2, "/old", DETACH)
     os.rmdir("/old")
     call(libc.mount, None, "/", None, REMOUNT | BIND | RDONLY | NOSUID | NODEV, None)
+    call(libc.chroot, "/new")
     os.chdir("/tmp")
 
 
 def show(source: str, path: str) -> None:
-    """Bind the old root's `source` to `path`, read-only with all that is mounted below it, if it exists."""
-    old = "/old" + source
+    """Bind the old root's `source` to the new one's `path`, read-only with all that is mounted below it, if it exists."""
+    old, path = f"/old{source}", f"/new{path}"
     os.makedirs(os.path.dirname(path), exist_ok=True)
     if os.path.islink(old):  # /bin -> usr/bin
         os.symlink(os.readlink(old), path)
@@ -115,8 +130,11 @@ def show(source: str, path: str) -> None:
 
 
 def restrict(cpu_seconds: int) -> None:
-    """What the program's process loses for good: its session, resources, root, capabilities, and gaining any."""
+    """What the program's process loses for good: its session, keys, resources, root, capabilities, and gaining any."""
     os.setsid()
+    machine = WITHOUT.get(os.uname().machine) if sys.maxsize > 2**32 else None  # a 32-bit interpreter has other numbers
+    if machine:  # a new, empty keyring; a kernel without keys refuses
+        libc.syscall(machine[1][0], JOIN_SESSION_KEYRING, None)
     for kind, value in {**LIMITS, resource.RLIMIT_CPU: cpu_seconds}.items():
         hard = resource.getrlimit(kind)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
@@ -129,18 +147,32 @@ def restrict(cpu_seconds: int) -> None:
     call(libc.capset, header, nothing)
     prctl(NO_NEW_PRIVS, 1)
     prctl(PDEATHSIG, signal.SIGKILL)
+    if machine:
+        with contextlib.suppress(OSError):  # a kernel without seccomp
+            refuse(*machine)
+
+
+def refuse(architecture: int, calls: tuple[int, ...]) -> None:
+    """A seccomp(2) filter of `calls`; another architecture's calls, which have other numbers, end the process."""
+    lines = [(LOAD, 0, 0, 4), (EQUAL, 1, 0, architecture), (RETURN, 0, 0, KILL), (LOAD, 0, 0, 0)]
+    lines += [line for number in calls for line in ((EQUAL, 0, 1, number), (RETURN, 0, 0, REFUSE))]
+    lines += [(AT_LEAST, 0, 1, 2**30), (RETURN, 0, 0, REFUSE), (RETURN, 0, 0, ALLOW)]  # 2**30: x32's numbers
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in lines))
+    header = ctypes.create_string_buffer(struct.pack("HP", len(lines), ctypes.addressof(code)))
+    prctl(SECCOMP, FILTER, ctypes.addressof(header))
 
 
 def execute(text: str, channel: socket.socket) -> None:
     """Run the program as HumanEval's reference does, `exec` with empty globals, send the verdict, and never return.
 
-    The challenge is read after the program's last line, so that no copy of it lies in this process while it runs. What
-    the end needs is bound before, so that patching modules does not reach it; a fork of the program has no verdict.
+    The secret that says "passed" is read before the program starts, so that no descriptor holds anything to send back,
+    and, like all that the end needs, bound here, so that no module does; a fork of the program has no verdict.
     """
-    me, getpid, receive, send, leave = os.getpid(), os.getpid, channel.recv, channel.send, os._exit
+    secret = channel.recv(64)
+    me, getpid, send, leave = os.getpid(), os.getpid, channel.send, os._exit
     try:
         exec(compile(text, "<program>", "exec", dont_inherit=True), {})
-        verdict = receive(64) if getpid() == me else b""
+        verdict = secret
     except BaseException as error:
         verdict = describe(error)
     if getpid() == me:
@@ -234,7 +266,8 @@ def supervise(isolation: str, cpu_seconds: int, folder: str, channel: socket.soc
         kill_descendants()
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """In a function: the program can import __main__, and must not find the socket in it."""
     isolation, cpu_seconds, folder, descriptor = sys.argv[1:]
     sys.argv[1:] = []
     channel = socket.socket(fileno=int(descriptor))
@@ -245,3 +278,7 @@ if __name__ == "__main__":
         with contextlib.suppress(OSError):
             channel.send(f"{error.strerror}{f': {error.filename}' if error.filename else ''}".encode())
     os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
