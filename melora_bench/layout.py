@@ -70,6 +70,12 @@ def heading(backbone: str, rows: list[dict]) -> str:
     return f"{backbone}, {count} seed{'s' * (count > 1)}" if count else backbone
 
 
+def judged(row: dict) -> str:
+    """A line of the CSV and its verdict in words."""
+    difference = f" (ours - published {row['difference']})" if row["difference"] else ""
+    return f"{row['row']}, {row['task']}: {row['verdict']}{difference}"
+
+
 def any_record(runs: Runs) -> RunRecord | None:
     """One of a cell's records, for what all of them share."""
     return next(all_records(runs), None)

@@ -2,7 +2,7 @@
 
 from melora_bench import audit
 from melora_bench.estimates import all_records
-from melora_bench.layout import any_record, block, estimates, heading, seen_note, seen_tasks
+from melora_bench.layout import any_record, block, estimates, heading, judged, seen_note, seen_tasks
 from melora_bench.records import RunRecord
 
 
@@ -15,8 +15,7 @@ def markdown(table: dict, rows: list[dict], cells: dict, obstacles: set[str]) ->
         for estimate, title in estimates(table).items():
             if estimate == "best" or cells:
                 lines += [f"## {heading(backbone, mine)}: {title}", "", *_block(table, mine, seen, estimate), ""]
-        verdicts = [f"{row['row']}, {row['task']}: {row['verdict']} (ours - published {row['difference']})" for row in mine
-                    if row["verdict"] and not row["verdict"].startswith("not comparable")]  # fmt: skip
+        verdicts = [judged(row) for row in mine if row["verdict"] and not row["verdict"].startswith("not comparable")]
         lines += ["Verdicts on the best epoch:", "", *(f"- {text}" for text in verdicts), ""] if verdicts else []
         lines += [seen_note(backbone), ""] if seen else []
     if any(row["sure"] for row in rows):

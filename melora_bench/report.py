@@ -7,7 +7,7 @@ from pathlib import Path
 
 from melora_bench import audit, records
 from melora_bench.files import write_text
-from melora_bench.layout import block, estimates, seen_note, seen_tasks
+from melora_bench.layout import block, estimates, heading, judged, seen_note, seen_tasks
 from melora_bench.markdown import footer
 from melora_bench.records import ROOT, RunRecord
 from melora_bench.tables import Assembled, assemble, with_numbers
@@ -24,8 +24,8 @@ def write(results_dir: str | None = None) -> Path:
              for record in records.load_all(results, folder.name)]  # fmt: skip
     backbones = sorted({record.choices["backbone"] for record in found})
     summary = (
-        f"{len(found)} runs on {', '.join(backbones) or 'no backbone'}, in {len(tables)} tables. Scores are percentages, "
-        "mean ± sd over seeds. Click a column to sort, a run to see its config, curve and environment."
+        f"{len(found)} runs on {', '.join(backbones) or 'no backbone'}, in {len(tables)} tables. Scores are percentages (a "
+        "loss is itself), mean ± sd over seeds. Click a column to sort, a run to see its config, curve and environment."
     )
     links = {name: it.table["title"] for name, it in tables.items()} | {"found": "What we found", "runs-all": "Runs"}
     parts = {
@@ -44,10 +44,12 @@ def _section(name: str, it: Assembled) -> str:
     for backbone in sorted({backbone for backbone, _, _ in it.cells}):
         rows, seen = [row for row in it.rows if row["backbone"] == backbone], seen_tasks(it.cells, backbone)
         for estimate, title in estimates(it.table).items():
-            lines += [f"<h3>{html.escape(f'{backbone}: {title}')}</h3>", _table(it.table, rows, seen, estimate)]
+            lines += [
+                f"<h3>{html.escape(f'{heading(backbone, rows)}: {title}')}</h3>",
+                _table(it.table, rows, seen, estimate),
+            ]
         lines += [f"<p>{html.escape(seen_note(backbone))}</p>"] if seen else []
-        verdicts = [f"{row['row']}, {row['task']}: {row['verdict']}" for row in rows if row["verdict"]]
-        lines.append(_list(map(html.escape, dict.fromkeys(verdicts))))
+        lines.append(_list(html.escape(judged(row)) for row in rows if row["verdict"]))
         figures = sorted((it.results / "figures").glob(f"{name}_{backbone}_*.svg"))
         lines += ['<div class="figures">', *(_svg(path) for path in figures), "</div>"]
     if it.table.get("audit"):
@@ -103,12 +105,17 @@ def _inline(text: str) -> str:
 def _run(record: RunRecord) -> dict:
     """What the page shows of one run."""
     metric = record.metric
-    epochs = [[e["epoch"], round(100 * e["metrics"][metric], 4), e["train_loss"], e["penalty"]] for e in record.epochs]
+    scale = 1 if metric == "loss" else 100
+    entries = [*record.epochs, records.best_epoch(record)]
+    *epochs, best = [
+        [e["epoch"], round(scale * e["metrics"][metric], 4), e["train_loss"], e["penalty"]] for e in entries
+    ]
     return {
         "run_id": record.run_id,
         **{key: record.choices[key] for key in ("task", "method", "backbone")},
         **{key: getattr(record, key) for key in ("seed", "metric", "config", "env", "git", "model")},
         "epochs": epochs,
+        "best": best[:2],
         "params": record.params["adapter"],
         "seconds": record.wall_seconds,
     }

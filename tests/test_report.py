@@ -1,5 +1,6 @@
 """The report: one file that needs no network, in which a browser finds no error and sorting, filtering and a run work."""
 
+import dataclasses
 import html
 import json
 import re
@@ -19,12 +20,20 @@ window.addEventListener("load", () => {
   const seen = { errors: window.errors, unsorted: cells(runs, 5) };
   head[5].click(); seen.falling = cells(runs, 5);
   head[5].click(); seen.rising = cells(runs, 5);
-  const input = document.getElementById("filter");
-  input.value = "mplora- s1"; input.dispatchEvent(new Event("input"));
-  seen.filtered = [...runs.tBodies[0].rows].filter(row => !row.hidden).map(row => row.cells[0].textContent);
-  seen.count = document.getElementById("count").textContent;
-  runs.tBodies[0].rows[0].click();
-  seen.drawer = document.getElementById("run").innerText;
+  seen.best = Object.fromEntries([...runs.tBodies[0].rows].map(row => [row.cells[1].textContent, row.cells[5].textContent]));
+  const visible = table => [...table.tBodies[0].rows].filter(row => !row.hidden).map(row => row.cells[0].textContent);
+  const filter = (table, words) => {
+    const line = table.parentElement.previousElementSibling, input = line.querySelector("input");
+    input.value = words; input.dispatchEvent(new Event("input"));
+    return [visible(table), line.querySelector("span").textContent];
+  };
+  [seen.filtered, seen.count] = filter(runs, "mplora- s1");
+  filter(runs, "");
+  const first = document.querySelector("table.sortable");
+  first.tHead.rows[0].cells[2].click();
+  seen.pairs = cells(first, 0);
+  [seen.one] = filter(first, "best published");
+  seen.drawers = [...runs.tBodies[0].rows].map(row => { row.click(); return document.getElementById("run").innerText; });
   const probe = document.createElement("pre");
   probe.id = "probe"; probe.textContent = JSON.stringify(seen); document.body.append(probe);
 });
@@ -33,11 +42,16 @@ window.addEventListener("load", () => {
 
 @pytest.fixture
 def page(tmp_path):
-    """The report of six runs, with figures."""
+    """The report of six runs with figures, of one with a loss, and of one score of a trained model."""
     for seed in range(3):
         record(seed=seed, curve=(0.5, 0.8 + 0.01 * seed)).save(tmp_path)
         record(method="mplora", n=2, seed=seed, curve=(0.9, 0.7), task="rte").save(tmp_path)
     draw("mplora_table2", str(tmp_path))
+    one = record(task="alpaca", curve=(2.5, 2.0, 2.25), recipe="quick")
+    losses = [{**e, "metrics": {"loss": e["metrics"]["accuracy"]}} for e in one.epochs]
+    dataclasses.replace(one, metric="loss", epochs=losses).save(tmp_path)
+    one = record(task="mmlu", curve=(0.25,), recipe="quick")
+    dataclasses.replace(one, epochs=[{**one.epochs[0], "train_loss": None, "penalty": None}]).save(tmp_path)
     return write(str(tmp_path))
 
 
@@ -73,7 +87,9 @@ def test_in_a_browser(page, tmp_path):
     browser = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
     if not browser:
         pytest.skip("needs Chromium or Chrome on the PATH")
-    listen = "<script>window.errors = []; window.onerror = (message) => { window.errors.push(message); };</script>"
+    listen = (
+        "<script>window.errors = []; console.error = window.onerror = message => window.errors.push(message);</script>"
+    )
     probed = page.with_name("probed.html")
     probed.write_text(page.read_text().replace("<head>", f"<head>{listen}").replace("</body>", f"{PROBE}</body>"))
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
@@ -83,10 +99,17 @@ def test_in_a_browser(page, tmp_path):
     )
     seen = json.loads(html.unescape(re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
     assert seen["errors"] == []
-    assert seen["falling"] == ["90.00"] * 3 + ["82.00", "81.00", "80.00"]
-    assert seen["rising"] == ["80.00", "81.00", "82.00"] + ["90.00"] * 3
-    assert [name[-2:] for name in seen["filtered"]] == ["s1"] * len(seen["filtered"]) and seen["count"] == "1 of 6 runs"
-    assert "penalty" in seen["drawer"] and '"lr": 0.0004' in seen["drawer"] and "A GPU" in seen["drawer"]
+    assert seen["falling"] == ["90.00"] * 3 + ["82.00", "81.00", "80.00", "25.00", "2.00"]
+    assert seen["rising"] == ["2.00", "25.00", "80.00", "81.00", "82.00"] + ["90.00"] * 3
+    assert (seen["best"]["alpaca"], seen["best"]["mmlu"]) == ("2.00", "25.00")
+    assert [name[-2:] for name in seen["filtered"]] == ["s1"] and seen["count"] == " 1 of 8 lines"
+    published = [i for i, name in enumerate(seen["pairs"]) if ": published" in name]
+    assert len(published) > 3  # sorted, each still stands below its own
+    assert all(seen["pairs"][i].startswith(f"{seen['pairs'][i - 1]}: published") for i in published)
+    assert seen["one"] and all("published" in name and "best" in name for name in seen["one"])
+    assert len(seen["drawers"]) == len(set(seen["drawers"])) == 8
+    for text in seen["drawers"]:
+        assert "penalty" in text and '"lr": ' in text and "A GPU" in text
     shot = tmp_path / "page.png"
     subprocess.run(
         [browser, *options, f"--screenshot={shot}", page.as_uri()], capture_output=True, check=True, timeout=120
