@@ -32,6 +32,7 @@ class Backbone:
     embedded: ClassVar[Callable[[], Path]]  # the folder of the one from the package index
     auto: ClassVar[type]  # the transformers class that loads it
     kind: ClassVar[str]  # PEFT's name for what it does
+    instead: ClassVar[str]  # of a checkpoint that cannot be fetched
     name: str
     repo: str | None  # the hub's repository; None: the embedded model
     revision: str | None
@@ -59,7 +60,7 @@ class Backbone:
             return Path(self.path), None
         if self.repo is None:
             return type(self).embedded(), None
-        offline = f"offline, use backbone.path=DIR with a copy of {self.repo}, or backbone=minilm"
+        offline = f"offline, use backbone.path=DIR with a copy of {self.repo}, or {self.instead}"
         return hub_snapshot(self.repo, self.revision, kind="model", patterns=patterns, offline=offline)
 
     def tokenizer(self, *, alone: bool = False) -> PreTrainedTokenizerBase:
@@ -119,6 +120,7 @@ class Encoder(Backbone):
     embedded = minilm_folder
     auto = AutoModelForSequenceClassification
     kind = "SEQ_CLS"
+    instead = "backbone=minilm"
     head: str  # the module whose linear layers are trained in full
 
     def suit(self, num_labels: int) -> None:
@@ -146,6 +148,7 @@ class CausalLM(Backbone):
     embedded = smollm2_folder
     auto = AutoModelForCausalLM
     kind = "CAUSAL_LM"
+    instead = "backbone=smollm2; a gated model's licence must be accepted on the hub, and `hf auth login` done"
     head: str = field(default="", init=False)  # none
     dtype: str  # of the frozen weights: float32, or bfloat16 or float16 under a precision like it
     quantization: str | None  # nf4: 4-bit weights, QLoRA (Dettmers et al. 2023)

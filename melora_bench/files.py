@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -92,6 +93,6 @@ def hub_snapshot(repo: str, revision: str, *, kind: str, patterns: list[str], of
     try:
         folder = snapshot_download(repo, revision=revision, repo_type=kind, allow_patterns=patterns)
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = str(error).splitlines()[0][:160]
+        reason = textwrap.shorten(str(error).splitlines()[0], 160, placeholder=" ...")
         raise ValueError(f"cannot fetch {repo} at {revision!r} from the hub ({reason}); {offline}") from error
     return Path(folder), Path(folder).name

@@ -1,5 +1,6 @@
 """Every mistake a person can make ends in one line that names the value and what would do, and leaves no record."""
 
+import json
 import os
 import re
 import shutil
@@ -176,6 +177,13 @@ def test_a_task_that_is_not_embedded(refused):
 
 
 # ---- backbones
+
+
+def test_a_hub_language_model_offline(refused, tmp_path):
+    rows = tmp_path / "rows.json"
+    rows.write_text(json.dumps([{"instruction": "Add.", "input": "", "output": "1"}] * 20))
+    refused(r"cannot fetch meta-llama/Llama-2-7b-hf .*backbone\.path=DIR .*or backbone=smollm2; a gated model's licence",
+            "backbone=llama2_7b", "backbone.path=null", "task=alpaca", "data=local", f"data.root={rows}")  # fmt: skip
 
 
 def test_a_hub_backbone_offline(refused):

@@ -9,6 +9,16 @@ from torch import nn
 TASKS = {"mmlu": ("mmlu", 5), "bbh": ("bbh_fewshot", 3), "drop": ("drop", 3)}  # its name for the task, and shots
 
 
+def check_harness(benchmark: str) -> None:
+    """Raises ValueError for another benchmark than the harness's, and without the harness."""
+    if benchmark not in TASKS:
+        raise ValueError(f"the harness is not used for task={benchmark}: choose one of {', '.join(TASKS)}")
+    try:
+        import lm_eval  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"protocol=lm_eval needs the harness ({error}): pip install -e '.[instruct]'") from error
+
+
 def harness_scores(
     model: nn.Module,
     tokenizer,
@@ -20,16 +30,13 @@ def harness_scores(
 ) -> dict:
     """The harness's own results of one benchmark: {"engine", "results": {task: metrics}, "versions": {task: version}}.
 
-    Raises ValueError for another benchmark, without the harness, and when its datasets cannot be had.
+    Raises ValueError as `check_harness` does, and when its datasets cannot be had.
     """
-    if benchmark not in TASKS:
-        raise ValueError(f"the harness is not used for task={benchmark}: choose one of {', '.join(TASKS)}")
-    try:
-        import lm_eval
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise ValueError(f"protocol=lm_eval needs the harness ({error}): pip install -e '.[instruct]'") from error
+    check_harness(benchmark)
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
     task, shots = TASKS[benchmark]
     tasks = TaskManager()
     try:

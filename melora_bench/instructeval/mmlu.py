@@ -64,11 +64,11 @@ def _text(row: list[str]) -> str:
 
 def _read_csv(path: Path) -> list[list[str]]:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.reader(file))
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no CSV file ({error})") from error
-    return [_checked(row, f"{path}: row {number}") for number, row in enumerate(rows)]
+    return [_checked(row, f"{path}: row {number}") for number, row in enumerate(rows) if row]
 
 
 def _checked(cells: list, place: str) -> list[str]:

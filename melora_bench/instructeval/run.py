@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from melora_bench.backbones import Backbone, check_precision
 from melora_bench.files import claimed, sha256_file
 from melora_bench.instructeval import sandbox
 from melora_bench.instructeval.base import Benchmark
-from melora_bench.instructeval.harness import harness_scores
+from melora_bench.instructeval.harness import check_harness, harness_scores
 from melora_bench.instructeval.scoring import evaluate, write_prompts
 from melora_bench.points import build
 from melora_bench.records import RunRecord, config_hash
@@ -63,7 +64,12 @@ def _score(config: dict, choices: dict) -> list[Path]:
     benchmark, source = (build(config[group], group) for group in ("task", "data"))
     if not isinstance(benchmark, Benchmark):
         raise ValueError(f"task={choices['task']} is trained on, not scored: use task=mmlu, bbh, drop or humaneval")
+    _check(config)
     if config["prompts"]:
+        if config["run"] is not None:
+            raise ValueError(
+                "prompts= counts tokens with the tokenizer of backbone=: name the run's backbone instead of run="
+            )
         loaded = benchmark.read(source.benchmark_root())
         try:
             tokenizer = build(config["backbone"], "backbone").tokenizer(alone=True)
@@ -74,14 +80,28 @@ def _score(config: dict, choices: dict) -> list[Path]:
         log.info("wrote %d prompts of %s to %s", count, benchmark.label, config["prompts"])
         return []
     if config["protocol"] == "lm_eval":
+        check_harness(benchmark.name)
         for scored in _models(config, choices):
             _by_harness(config, scored, benchmark.name)
         return []
-    if benchmark.executes:  # refuse before anything is loaded
-        _passes(config, "")
+    if benchmark.executes and not _passes(config, ""):  # refuse before anything is loaded
+        raise ValueError(f"isolation={config['isolation']} fails even an empty program here: every score would be 0")
     loaded = benchmark.read(source.benchmark_root())
     paths = [_one(config, choices, scored, benchmark, loaded) for scored in _models(config, choices)]
     return [path for path in paths if path]
+
+
+def _check(config: dict) -> None:
+    """Raises ValueError for numbers that cannot be."""
+    least = {"batch_size": 1, "seed": 0, "task.shots": 0, "task.max_new_tokens": 1, "task.context": 1}
+    given = {key: OmegaConf.select(OmegaConf.create(config), key) for key in (*least, "limit", "task.temperature")}
+    for key, low in least.items():
+        if type(given[key]) is not int or given[key] < low:
+            raise ValueError(f"{key}={given[key]} must be a whole number from {low} on")
+    if type(given["limit"]) not in (int, type(None)):
+        raise ValueError(f"limit={given['limit']} must be a whole number, or null for all questions")
+    if type(given["task.temperature"]) not in (int, float) or not 0 <= given["task.temperature"] < math.inf:
+        raise ValueError(f"task.temperature={given['task.temperature']} must be a number from 0 on")
 
 
 def _passes(config: dict, program: str) -> bool:
@@ -127,6 +147,7 @@ def _one(config: dict, choices: dict, scored: Scored, benchmark, loaded) -> Path
     path = Path(config["results_dir"], "runs", f"{run_id}.json")
     with claimed(Path(config["output_dir"], "runs", f"{run_id}.lock")) as mine:
         if path.exists():
+            _same_questions(path, loaded.origin)
             log.info("skip  %s  %s is recorded: %s", benchmark.label, name, path)
         elif mine:
             record = _record(config, choices, scored, benchmark, loaded, identity, run_id)
@@ -139,6 +160,14 @@ def _one(config: dict, choices: dict, scored: Scored, benchmark, loaded) -> Path
             log.info("busy  %s  another process scores %s: left to it, or to a later start", benchmark.label, name)
             return None
     return path
+
+
+def _same_questions(path: Path, origin: dict) -> None:
+    """Raises ValueError for a record of other files than those at hand, which its hash does not see."""
+    scored = records.load(path).data["test"]
+    if scored["sha256"] != [origin["sha256"]]:
+        raise ValueError(f"{path} is a score on {scored['label']} of other files (sha256 {scored['sha256'][0][:10]}) than the "
+                         f"{origin['label']} asked for ({origin['sha256'][:10]}): give another results_dir")  # fmt: skip
 
 
 def _record(config: dict, choices: dict, scored: Scored, benchmark, loaded, identity: dict, run_id: str) -> RunRecord:
@@ -172,7 +201,7 @@ def _record(config: dict, choices: dict, scored: Scored, benchmark, loaded, iden
         versions={"method": scored.config["method"]["version"], "task": benchmark.version},
         config=identity,
         git=git,
-        env=records.environment(accelerator, config),
+        env=records.environment(accelerator, config) | {"batch_size": config["batch_size"]},
         model=origin,
         data={"test": {**data, "rows": found["questions"], "sha256": [data["sha256"]]}},
         init_from=scored.init_from,

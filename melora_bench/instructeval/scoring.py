@@ -103,21 +103,29 @@ def evaluate(
     with EvalProgress(benchmark.label, asked) as progress:
         for name in missing:
             progress.subject = name
-            outputs = generate(
-                model,
-                tokenizer,
-                [prompt.text for prompt in prompts[name]],
-                max_new_tokens=benchmark.max_new_tokens,
-                batch_size=batch_size,
-                temperature=benchmark.temperature,
-                seed=seed,
-                on_batch=progress.on_batch,
-            )
+            written = paths[name].with_name(f"{name}.unscored.jsonl.gz")  # kept until the programs in it have run
+            if written.exists():
+                outputs = [row["output"] for row in _stored(written, headers[name])]
+                progress.on_batch(len(outputs))
+            else:
+                outputs = generate(
+                    model,
+                    tokenizer,
+                    [prompt.text for prompt in prompts[name]],
+                    max_new_tokens=benchmark.max_new_tokens,
+                    batch_size=batch_size,
+                    temperature=benchmark.temperature,
+                    seed=seed,
+                    on_batch=progress.on_batch,
+                )
+                if benchmark.executes:
+                    _store(written, [headers[name], *({"output": output} for output in outputs)])
             rows[name] = [
                 {**_row(prompt, question), "output": output, **benchmark.score(question, output, execute)}
                 for prompt, question, output in zip(prompts[name], chosen[name], outputs, strict=True)
             ]
             _store(paths[name], [headers[name], *rows[name]])
+            written.unlink(missing_ok=True)
     rows = {name: rows[name] for name in chosen}
     return {
         "benchmark": benchmark.name,

@@ -83,6 +83,12 @@ def test_mmlu_files_that_are_not_headerless_rows_of_six(original, text, pattern)
     refused(pattern, "mmlu", original)
 
 
+def test_mmlu_files_with_empty_lines_and_a_byte_order_mark(original):
+    mmlu_file(original, "\ufeffSnow?,a,b,c,d,B\n\nSea?,a,b,c,d,A\n\n")
+    [colours] = [subject for subject in benchmark("mmlu").read(original).subjects if subject.name == "colours"]
+    assert [question.text.partition("\n")[0] for question in colours.questions] == ["Snow?", "Sea?"]
+
+
 def test_mmlu_without_enough_dev_rows(original):
     mmlu_file(original, "Sky?,a,b,c,d,B\n", "dev")
     refused(r"colours has 1 of the 2 rows that are shots", "mmlu", original)

@@ -125,6 +125,44 @@ def test_what_is_recorded_is_not_scored_again_and_a_slice_is_another_record(plac
     assert scored("mmlu", scoring) == [whole] and whole.read_bytes() == before
 
 
+def test_a_score_on_other_files_is_no_score_on_these(place, tmp_path):
+    _, scoring = place
+    [path] = scored("mmlu", scoring)
+    before, [file] = path.read_bytes(), sorted((tmp_path / "instruct" / "mmlu" / "test").glob("*.csv"))[:1]
+    file.write_text(file.read_text().replace("?", "??"))
+    with pytest.raises(ValueError, match=r"is a score on MMLU of other files .*: give another results_dir"):
+        scored("mmlu", scoring)
+    assert path.read_bytes() == before
+
+
+def test_what_was_written_outlives_a_sandbox_that_fails(place, monkeypatch):
+    """The next start runs the programs and asks nothing again."""
+    _, scoring = place
+    scoring = [*scoring, "allow_code_execution=true", "task.max_new_tokens=8"]
+    calls = []
+
+    def run(program, **_):
+        calls.append(program)
+        if len(calls) == 2:
+            raise ValueError("isolation=namespaces does not work here")
+        return SimpleNamespace(passed=True)
+
+    monkeypatch.setattr("melora_bench.instructeval.run.sandbox.run", run)
+    with pytest.raises(ValueError, match="does not work here"):
+        scored("humaneval", scoring)
+    monkeypatch.setattr("melora_bench.instructeval.scoring.generate", None)  # would raise if it were called
+    [path] = scored("humaneval", scoring)
+    assert records.load(path).epochs[0]["metrics"] == {"score": 1.0, "ceiling": 1.0}
+    assert not list(path.parent.rglob("*.unscored*"))
+
+
+def test_a_sandbox_that_fails_everything_is_refused(place, tmp_path, monkeypatch):
+    monkeypatch.setattr("melora_bench.instructeval.run.sandbox.run", lambda program, **_: SimpleNamespace(passed=False))
+    with pytest.raises(ValueError, match="isolation=namespaces fails even an empty program"):
+        scored("humaneval", [*place[1], "allow_code_execution=true"])
+    assert not (tmp_path / "results").exists()
+
+
 def test_programs_of_a_model_run_with_permission_only(place, tmp_path):
     _, scoring = place
     with pytest.raises(ValueError, match="allow_code_execution=true"):
@@ -190,6 +228,7 @@ def test_the_harness_gets_the_model_under_the_same_precision(place, monkeypatch)
         return {"engine": "lm_eval", "results": {}, "versions": {}}
 
     monkeypatch.setattr("melora_bench.instructeval.run.harness_scores", harness)
+    monkeypatch.setattr("melora_bench.instructeval.run.check_harness", lambda benchmark: None)
     scored("mmlu", [*scoring, "protocol=lm_eval"])
     scored("mmlu", [*scoring, "protocol=lm_eval", "precision=bf16"])
     assert seen == [("mmlu", None), ("mmlu", torch.bfloat16)]
@@ -240,6 +279,15 @@ def test_prompts_need_no_weights(place, tmp_path, caplog):
         ("data=embedded", r"the benchmarks are not embedded: use data=hub, or data=local"),
         ("data.root=/nowhere", r"data.root=/nowhere is no folder"),
         ("limit=0", r"limit=0 leaves no question"),
+        ("limit=2.5", r"limit=2.5 must be a whole number, or null"),
+        ("limit=many", r"limit=many must be a whole number, or null"),
+        ("batch_size=-1", r"batch_size=-1 must be a whole number from 1 on"),
+        ("batch_size=1.5", r"batch_size=1.5 must be a whole number from 1 on"),
+        ("seed=x", r"seed=x must be a whole number from 0 on"),
+        ("task.context=x", r"task.context=x must be a whole number from 1 on"),
+        ("task.temperature=-1", r"task.temperature=-1 must be a number from 0 on"),
+        ("prompts=p.jsonl run=mine", r"name the run's backbone instead of run="),
+        ("protocol=lm_eval task=humaneval backbone.path=nowhere", r"the harness is not used for task=humaneval"),
         ("task=alpaca", r"task=alpaca is trained on, not scored: use task=mmlu, bbh, drop or humaneval"),
     ],
 )
@@ -247,7 +295,7 @@ def test_bad_input_is_one_line(place, tmp_path, override, message):
     _, scoring = place
     kept = [item for item in scoring if not (override == "data=embedded" and item.startswith("data"))]
     with pytest.raises(ValueError, match=message) as error:
-        scored("mmlu", [*kept, override]) if override != "task=alpaca" else composed_score([*kept, override])
+        composed_score([*([] if "task=" in override else sized("mmlu")), *kept, *override.split()])
     assert "\n" not in str(error.value) and not (tmp_path / "results").exists()
 
 
