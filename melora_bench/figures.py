@@ -1,6 +1,7 @@
 """Figures from records: sweeps over a setting, training curves, score against parameters, differences to LoRA."""
 
 import textwrap
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,11 +9,12 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator
 
 from melora_bench import stats
 from melora_bench.estimates import Score, all_records
 from melora_bench.files import write_atomic
-from melora_bench.grid import reference
+from melora_bench.grid import reference, rival
 from melora_bench.tables import Assembled, assemble
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart, and a marker of its own for each.
@@ -23,34 +25,41 @@ STYLE = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "
 
 
 def draw(name: str, results_dir: str | None = None) -> list[Path]:
-    """Write <results_dir>/figures/<table>_<backbone>_<kind>.svg and .png of every figure that the table's records allow.
+    """Write <results_dir>/figures/<table>_<backbone>_<kind>.svg and .png of every figure that the table's records allow,
+    and remove the files of those that they no longer allow.
 
     Raises ValueError for a bad record. A table without records has no figures.
     """
     it, paths = assemble(name, results_dir), []
     for backbone in sorted({backbone for backbone, _, _ in it.cells}):
         for kind, figure in _figures(it, backbone):
-            paths += _save(figure, it.results / "figures" / f"{name}_{backbone}_{kind}")
+            stem = it.results / "figures" / f"{name}_{backbone}_{kind}"
+            if figure:
+                paths += _save(figure, stem)
+            else:
+                for end in ("svg", "png"):
+                    stem.with_name(f"{stem.name}.{end}").unlink(missing_ok=True)
     return paths
 
 
-def _figures(it: Assembled, backbone: str) -> Iterator[tuple[str, Figure]]:
-    """(kind, figure) of one backbone."""
+def _figures(it: Assembled, backbone: str) -> Iterator[tuple[str, Figure | None]]:
+    """(kind, figure) of one backbone, None where the records do not allow it."""
     mine = {(number, task): runs for (name, number, task), runs in it.cells.items() if name == backbone}
     table, rows = it.table, [row for row in it.rows if row["backbone"] == backbone]
+    found = [record for runs in mine.values() for record in all_records(runs)]
     title = f"{table['title']} ({backbone})"
     with mpl.rc_context(STYLE):
-        yield "curves", curves(table, mine, title)
-        if any(row["scores"] for row in rows if row["task"] in table["tasks"]):
-            yield "parameters", against_parameters(table, rows, title)
-        if differences := to_lora(table, rows):
-            yield "differences", forest(differences, f"{title}, against {reference(table)}")
+        trained = any(len(record.epochs) > 1 for record in found)  # a model that is scored once has no curve
+        yield "curves", curves(table, mine, title) if trained else None
+        scored = any(row["scores"] for row in rows if row["task"] in table["tasks"])
+        yield "parameters", against_parameters(table, rows, title) if scored else None
+        differences = to_lora(table, rows)
+        yield "differences", forest(differences, f"{title}, against {rival(table)}") if differences else None
         for number, (x, lines) in enumerate(table.get("sweeps", []), 1):
-            if any(row["scores"] for row in rows):
-                yield f"sweep{number}", sweep(table, mine, rows, title, x, lines)
-        if table.get("spectrum") and any("singular_values_above_0.1" in record.epochs[-1]["report"]
-                                         for runs in mine.values() for record in all_records(runs)):  # fmt: skip
-            yield "spectrum", spectrum(table, mine, title)
+            yield f"sweep{number}", sweep(table, mine, rows, title, x, lines) if scored else None
+        if table.get("spectrum"):
+            counted = any("singular_values_above_0.1" in record.epochs[-1]["report"] for record in found)
+            yield "spectrum", spectrum(table, mine, title) if counted else None
 
 
 def curves(table: dict, cells: dict, title: str) -> Figure:
@@ -69,34 +78,82 @@ def curves(table: dict, cells: dict, title: str) -> Figure:
 
 
 def against_parameters(table: dict, rows: list[dict], title: str) -> Figure:
-    """Mean and sd of each row against its trained adapter parameters, one panel per task; equal counts are set apart."""
+    """Mean and sd of each row against its trained adapter parameters, one panel per task; a row without any is a level.
+
+    Rows of one count (to two digits) stand side by side. Steps follow the highest mean for at most so many parameters.
+    """
     scored = [row for row in rows if row["scores"] and row["adapter_params"] != ""]
-    figure, panels = _panels([task for task in table["tasks"] if any(row["task"] == task for row in scored)], title)
-    shown = list(dict.fromkeys(row["row"] for row in scored))
-    for row in scored:
-        score: Score = row["scores"]["best"]
-        look = _look(row["number"]) | {"fillstyle": "none" if row["which"] == "mean" else "full"}
-        place = max(row["adapter_params"], 1) * 1.04 ** (shown.index(row["row"]) - len(shown) / 2)
-        panels[row["task"]].errorbar(
-            place, score.mean, yerr=score.sd or 0, capsize=2, ls="none", label=row["row"], **look
-        )
-    counts = [max(row["adapter_params"], 1) for row in scored]
-    for axes in panels.values():
-        axes.set_xscale("log")
-        axes.set_xlim(min(counts) / 2, 2 * max(counts))
-    _finish(figure, panels, "adapter parameters", "score at the best epoch, %")
+    figure, panels = _panels([task for task in table["tasks"] if any(row["task"] == task for row in scored)], title, 5)
+    counts = [row["adapter_params"] for row in scored if row["adapter_params"]] or [1]
+    left, right, looks, winners = min(counts) / 2, 2 * max(counts), _looks(scored), {}
+    for task, axes in panels.items():
+        axes.set(xscale="log", xlim=(left, right))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.minorticks_off()
+        mine = [row for row in scored if row["task"] == task]
+        columns = [f"{row['adapter_params']:.1e}" for row in mine]
+        for number, row in enumerate(mine):
+            label, score, column = row["row"], row["scores"]["best"], columns[number]
+            if row["adapter_params"]:
+                beside = columns[:number].count(column) - (columns.count(column) - 1) / 2
+                place = row["adapter_params"] * (right / left) ** (0.014 * beside)  # 1.4 % of the axis apart
+                axes.errorbar(place, score.mean, score.sd or 0, elinewidth=0.8, ls="none", label=label, **looks[label])
+            else:
+                _level(axes, label, score, looks[label]["color"])
+        winners[task] = _steps(axes, mine)
+    _finish(figure, panels, "adapter parameters (equal counts stand side by side)", "score at the best epoch, %")
+    for task, axes in panels.items():
+        axes.set_xlabel(axes.get_xlabel() + "\n" + textwrap.fill(f"steps: {'; '.join(winners[task])}", 80))
     return figure
 
 
-def to_lora(table: dict, rows: list[dict]) -> list[tuple[str, float, float, float, str]]:
-    """(row, mean difference to the first row of LoRA, its interval, tasks) over the tasks and seeds of both.
+def _looks(rows: list[dict]) -> dict[str, dict]:
+    """By label: one colour per row of the table, a marker of its own for each of its lines, hollow for a mean over n."""
+    lines: Counter[int] = Counter()  # so far, by row of the table
+    looks = {}
+    for row in rows:
+        if row["row"] not in looks:
+            number = row["number"]
+            marker = MARKERS[(number + 3 * lines[number]) % len(MARKERS)]
+            face = "white" if row["which"] == "mean" else _look(number)["color"]
+            looks[row["row"]] = _look(number) | {"marker": marker, "markerfacecolor": face}
+            lines[number] += 1
+    return looks
+
+
+def _level(axes: Axes, label: str, score: Score, colour: str) -> None:
+    """A score that needs no adapter parameters: a line across, named at its right end, and its sd."""
+    axes.axhline(score.mean, color=colour, linewidth=0.8, linestyle="--")
+    axes.axhspan(score.mean - (score.sd or 0), score.mean + (score.sd or 0), color=colour, alpha=0.1, linewidth=0)
+    axes.annotate(f"{label} (no adapter)", (1, score.mean), (0, 2), xycoords=axes.get_yaxis_transform(),
+                  textcoords="offset points", ha="right", fontsize=7)  # fmt: skip
+
+
+def _steps(axes: Axes, rows: list[dict]) -> list[str]:
+    """Draw the highest mean for at most so many parameters; returns the rows that raise it."""
+    left, right = axes.get_xlim()
+    x, y, names = [], [], []
+    for row in sorted(rows, key=lambda row: (row["adapter_params"], -row["scores"]["best"].mean)):
+        if not y or row["scores"]["best"].mean > y[-1]:
+            x.append(row["adapter_params"] or left)
+            y.append(row["scores"]["best"].mean)
+            names.append(row["row"])
+    look = {"color": "grey", "linewidth": 0.8, "zorder": 1, "label": "steps: best mean up to so many parameters"}
+    axes.step([*x, right], [*y, y[-1]], where="post", **look)
+    return names
+
+
+def to_lora(table: dict, rows: list[dict]) -> list[tuple[str, float, float, float, int, str]]:
+    """(row, mean difference to its row of LoRA, its interval, seeds, tasks) over the tasks and seeds of both.
 
     Of the estimates the one in which nothing is chosen on the rows that are scored."""
-    lora = reference(table)
+    lora_of = {row["row"]: reference(table, table["rows"][row["number"]]) for row in rows}
     by_row = {label: {row["task"]: row["scores"]["split"].values for row in rows if row["row"] == label and row["scores"]}
               for label in dict.fromkeys(row["row"] for row in rows)}  # fmt: skip
     found = []
     for label, tasks in by_row.items():
+        lora = lora_of[label]
         both = [task for task in table["tasks"] if task in tasks and task in by_row.get(lora, {})]
         seeds = (
             sorted(set.intersection(*(set(by_row[row][task]) for task in both for row in (label, lora))))
@@ -105,28 +162,49 @@ def to_lora(table: dict, rows: list[dict]) -> list[tuple[str, float, float, floa
         )
         if label != lora and len(seeds) > 1:
             gaps = np.array([[tasks[task][seed] - by_row[lora][task][seed] for seed in seeds] for task in both])
-            found.append((label, float(gaps.mean()), *stats.average_interval(gaps), ", ".join(both)))
+            found.append((label, float(gaps.mean()), *stats.average_interval(gaps), len(seeds), ", ".join(both)))
     return found
 
 
-def forest(differences: list[tuple[str, float, float, float, str]], title: str) -> Figure:
-    """One line per row: the mean difference to LoRA and its interval."""
-    figure = Figure(figsize=(6, 0.8 + 0.28 * len(differences)), layout="constrained")
+def forest(differences: list[tuple[str, float, float, float, int, str]], title: str) -> Figure:
+    """One line per row: the mean difference to LoRA and its interval; hollow without one where all seeds agree."""
+    figure = Figure(figsize=(6, 1.1 + 0.28 * len(differences)), layout="constrained")
     axes = figure.subplots()
-    for place, (_, mean, low, high, _) in enumerate(differences):
-        axes.plot([low, high], [place, place], color=COLOURS[0])
-        axes.plot(mean, place, "o", color=COLOURS[0], markersize=4)
-    axes.axvline(0, color="black", linewidth=0.8)
+    same = [bool(np.isclose(low, high)) for _, _, low, high, *_ in differences]
+    for place, (_, mean, low, high, *_) in enumerate(differences):
+        if same[place]:
+            axes.plot(mean, place, "o", color=COLOURS[0], markersize=4, markerfacecolor="white")
+        else:
+            axes.plot([low, high], [place, place], color=COLOURS[0])
+            axes.plot(mean, place, "o", color=COLOURS[0], markersize=4)
+    axes.axvline(0, color="black", linewidth=0.8, zorder=1)
     axes.set_yticks(range(len(differences)), [f"{label} ({tasks})" for label, *_, tasks in differences])
-    axes.invert_yaxis()
-    axes.set_xlabel("difference in points at the same seeds (bootstrap 95 %),\nepoch and n chosen on the other half")
+    axes.set_ylim(len(differences) - 0.5, -0.5)
+    seeds = [count for *_, count, _ in differences]
+    among = f"{min(seeds)}" if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
+    lines = [
+        "difference in points at the same seeds, epoch and n chosen on the other half",
+        f"bootstrap 95 % over {among} seeds: too narrow at few seeds (at three they cover about 80 %)",
+        *["hollow: the same difference at every seed, so no interval"] * any(same),
+    ]
+    axes.set_xlabel("\n".join(lines), loc="right")
     _title(figure, title)
     return figure
 
 
 def sweep(table: dict, cells: dict, rows: list[dict], title: str, x_key: str, line_key: str | None) -> Figure:
-    """Score against the setting `x_key`, one line per value of `line_key` that has two points; published points hollow."""
-    figure, panels = _panels([*_tasks(table, cells), *filter(None, [table["average"]])], title)
+    """Score against the setting `x_key`, one line per value of `line_key` that has two points; published points hollow.
+
+    The axis is logarithmic to base 2, or about 0 linear where the setting can be 0; its ticks are the grid's own values."""
+    figure, panels = _panels([*_tasks(table, cells), *filter(None, [table["average"]])], title, 5)
+    ticks = sorted({float(row["points"][x_key]) for row in table["rows"] if x_key in row["points"]})
+    for axes in panels.values():
+        if ticks[0] > 0:
+            axes.set_xscale("log", base=2)
+        else:
+            axes.set_xscale("symlog", linthresh=min(tick for tick in ticks if tick > 0), linscale=0.5)
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], rotation=0 if ticks[0] > 0 else 90)
+        axes.minorticks_off()
     lines: dict[tuple, list] = {}
     for row in rows:
         points = table["rows"][row["number"]]["points"]
@@ -169,14 +247,18 @@ def _tasks(table: dict, cells: dict) -> list[str]:
     return [task for task in table["tasks"] if any(found == task for _, found in cells)]
 
 
-def _panels(tasks: list[str], title: str) -> tuple[Figure, dict[str, Axes]]:
-    """A row of panels, one per task."""
-    figure = Figure(figsize=(max(5.0, 2.6 * len(tasks)), 3.4), layout="constrained")
+def _panels(tasks: list[str], title: str, width: float = 2.6) -> tuple[Figure, dict[str, Axes]]:
+    """Panels of that many inches, one per task, as many side by side as a page takes."""
+    across = min(len(tasks), int(10.4 / width))
+    down = -(-len(tasks) // across)
+    figure = Figure(figsize=(max(5.0, width * across), 2.5 * down), layout="constrained")
     _title(figure, title)
-    axes = figure.subplots(1, len(tasks), squeeze=False)[0]
-    for each, task in zip(axes, tasks, strict=True):
+    axes = list(figure.subplots(down, across, squeeze=False).flat)
+    for each, task in zip(axes, tasks, strict=False):
         each.set_title(task)
-    return figure, dict(zip(tasks, axes, strict=True))
+    for each in axes[len(tasks) :]:
+        each.remove()
+    return figure, dict(zip(tasks, axes, strict=False))
 
 
 def _title(figure: Figure, text: str) -> None:
@@ -198,11 +280,12 @@ def _finish(figure: Figure, panels: dict[str, Axes], x: str, y: str) -> None:
     named = {}
     for axes in panels.values():
         axes.set_xlabel(x)
+        if axes.get_subplotspec().is_first_col():
+            axes.set_ylabel(y)
         named |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    next(iter(panels.values())).set_ylabel(y)
     width = figure.get_figwidth()
-    columns = int(width // 1.8)
-    figure.set_figheight(2.5 + 0.18 * -(-len(named) // columns))
+    columns = int(width // 2.2)
+    figure.set_figheight(figure.get_figheight() + 0.18 * -(-len(named) // columns))
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=columns)
 
 

@@ -50,10 +50,16 @@ def points(table: dict, overrides: list[str]) -> list[list[str]]:
     return found
 
 
-def reference(table: dict, row: dict | None = None) -> str | None:
+def reference(table: dict, row: dict) -> str | None:
     """The label of the row with which a row is compared: the one that it names, else the table's first of LoRA."""
     first = next((row["label"] for row in table["rows"] if row["points"]["method"] == "lora"), None)
-    return (row or {}).get("reference", first)
+    return row.get("reference", first)
+
+
+def rival(table: dict) -> str | None:
+    """With what the rows of a table are compared, in words."""
+    labels = {reference(table, row) for row in table["rows"]}
+    return labels.pop() if len(labels) == 1 else "its LoRA"
 
 
 def as_list(value: object) -> list:

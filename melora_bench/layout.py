@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from melora_bench.estimates import ESTIMATES, Runs, all_records
-from melora_bench.grid import reference
+from melora_bench.grid import rival
 from melora_bench.records import RunRecord
 
 
@@ -42,9 +42,7 @@ def block(table: dict, rows: list[dict], seen: set[str], estimate: str) -> tuple
     """
     columns = scored(table)
     speed = ["rows/s"] if table.get("speed") else []
-    others = {reference(table, row) for row in table["rows"]}
-    rival = others.pop() if len(others) == 1 else "its LoRA"
-    certain = ["bootstrap 95 %", f"beats {rival}"] if any(row["sure"] for row in rows) else []
+    certain = ["bootstrap 95 %", f"beats {rival(table)}"] if any(row["sure"] for row in rows) else []
     head = ["method", "adapter params", *(f"{name} †" if name in seen else name for name in columns), *certain, *speed]
     usual = _usual(rows)
     lines = []
