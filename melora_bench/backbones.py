@@ -4,6 +4,8 @@ import contextlib
 import functools
 import hashlib
 import importlib.util
+import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +21,13 @@ from transformers import (
 )
 
 from melora_bench.embedded import minilm_folder, smollm2_folder
-from melora_bench.files import hub_snapshot, sha256_file
+from melora_bench.files import hub_snapshot, sha256_once
+from melora_bench.records import options, plain_name
 
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILES = ["*.json", "vocab*", "merges.txt", "tokenizer*", "*.safetensors"]
+# A model's folder is data: nothing is fetched for it, and no code in it is run.
+AS_DATA = {"local_files_only": True, "trust_remote_code": False}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -67,7 +73,7 @@ class Backbone:
         """alone: of the hub's files, fetch no weights. Raises ValueError as `folder` does."""
         folder = (self._get(FILES[:-1]) if alone else self.folder)[0]
         with self._loading(folder):
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            return AutoTokenizer.from_pretrained(folder, **AS_DATA)
 
     def longest(self, model: nn.Module) -> int:
         """The number of tokens that the model has positions for; RoBERTa's start after the padding id."""
@@ -77,9 +83,10 @@ class Backbone:
     def load(self, **options) -> tuple[nn.Module, set[str]]:
         """(model, names of the weights that the folder lacks). Raises ValueError for a folder that does not load."""
         folder = self.folder[0]
+        weight_files(folder)
         with self._loading(folder):
             model, report = self.auto.from_pretrained(
-                folder, local_files_only=True, output_loading_info=True, **options
+                folder, use_safetensors=True, output_loading_info=True, **AS_DATA, **options
             )
         return model, {str(key) for key in report["missing_keys"] | report["mismatched_keys"]}
 
@@ -98,14 +105,54 @@ class Backbone:
 
     def origin(self) -> dict:
         """What the record says of the weights: the hub's commit, if they came from it, and their sha256 (of several
-        files, the sha256 of their joined hashes)."""
+        files, the sha256 of their joined hashes). Raises ValueError as `weight_files` does.
+
+        Weights in a folder of the user's are called by the folder's name, unless they were given a name of their own:
+        nothing says that they are those which configs/backbone describes.
+        """
         folder, commit = self.folder
-        hashes = [sha256_file(path) for path in sorted(folder.glob("*.safetensors"))]
+        hashes = [sha256_once(path) for path in weight_files(folder)]
         sha256 = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-        return {"name": self.name, "repo": self.repo, "commit": commit, "sha256": sha256}
+        if not self.path:
+            return {"name": self.name, "repo": self.repo, "commit": commit, "sha256": sha256}
+        local = f"local-{plain_name(folder.resolve().name)}" if self.name in options("backbone") else self.name
+        return {"name": local, "repo": None, "commit": None, "sha256": sha256}
 
 
-def check_precision(model: nn.Module, precision: str) -> None:
+def weight_files(folder: Path) -> list[Path]:
+    """The files that `load` reads weights from, and `origin` hashes: model.safetensors, or an index and its shards.
+
+    Raises ValueError for a folder without them, an index that names anything but files beside it, and a folder that is
+    an adapter too, which transformers would load on top of the weights, or instead of them.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(
+            f"{folder} holds an adapter_config.json: name the folder of the model itself, without adapters"
+        )
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not (folder / INDEX).is_file():
+        raise ValueError(f"{folder} holds neither {WEIGHTS} nor {INDEX}: name a transformers checkpoint folder")
+    try:
+        names = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+        shards = sorted({str(name) for name in names})
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{folder / INDEX} is no index of weights ({type(error).__name__})") from error
+    for name in shards:
+        if not re.fullmatch(r"[\w.-]+\.safetensors", name) or not (folder / name).is_file():
+            raise ValueError(f"{folder / INDEX} names {name!r}, which is no .safetensors file beside it")
+    if not shards:
+        raise ValueError(f"{folder / INDEX} names no file of weights")
+    return [folder / INDEX, *(folder / name for name in shards)]
+
+
+def check_device(precision: str) -> None:
+    """Raises ValueError for a precision that this machine does not have."""
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise ValueError("precision=fp16 needs a CUDA device, and there is none here: use precision=bf16 or no")
+
+
+def check_dtype(model: nn.Module, precision: str) -> None:
     """Raises ValueError for frozen weights in half precision under none: they meet adapters in float32."""
     dtype = next(model.parameters()).dtype
     if dtype != torch.float32 and precision == "no":

@@ -1,6 +1,9 @@
 """Epoch checkpoints (to resume a run) and adapter files (to keep, export and start from)."""
 
+import hashlib
+import io
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -8,9 +11,19 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from melora_bench.files import sha256_file, write_atomic
+from melora_bench.files import write_atomic
 from melora_bench.methods.base import AdapterLayer, ReplicatedLinear
-from melora_bench.methods.interchange import from_peft
+from melora_bench.records import config_hash, is_plain_name, options
+from melora_bench.typed import check_value
+
+FORMAT = "melora_bench checkpoint 2"  # the first words of its file
+CHECKPOINT = ("run", "part", "earlier", "trainer", "seconds", "resumed_at")
+# What the account of an adapter file holds at least, with its types.
+ACCOUNT = {
+    "run_id": str, "seed": int, "choices": dict[str, str | None], "config": dict[str, object], "config_hash": str,
+    "git": dict[str, str | bool | None], "model": dict[str, str | None], "step": int, "total_steps": int,
+    "epoch": float, "metrics": dict[str, float],
+}  # fmt: skip
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -43,16 +56,32 @@ def counts(model: nn.Module, head: str) -> dict[str, int]:
 
 
 def save_checkpoint(path: Path, state: dict) -> None:
-    write_atomic(path, lambda temporary: torch.save(state, temporary))
+    """Write `state` behind a first line with its sha256."""
+    content = io.BytesIO()
+    torch.save(state, content)
+    digest = hashlib.sha256(content.getbuffer()).hexdigest()
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            file.write(f"{FORMAT} {digest}\n".encode())
+            file.write(content.getbuffer())
+
+    write_atomic(path, write)
 
 
 def load_checkpoint(path: Path) -> dict:
-    """Raises ValueError when the file is not a whole checkpoint."""
+    """What `save_checkpoint` was given. Raises ValueError for a file that is not whole, to the last bit."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return {key: state[key] for key in ("trainer", "seconds", "resumed_at")}
+        with path.open("rb") as file:
+            first, content = file.readline(200).decode("ascii").strip(), file.read()
+        if first != f"{FORMAT} {hashlib.sha256(content).hexdigest()}":
+            raise ValueError("its contents do not match its first line")
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return {key: state[key] for key in CHECKPOINT}
     except Exception as error:  # torch raises what zipfile and pickle do
-        raise ValueError(f"{path} is not a readable checkpoint ({error}); delete it to start that run again") from error
+        raise ValueError(
+            f"{path} is not a readable checkpoint ({str(error).partition(chr(10))[0]}); delete it to start that run again"
+        ) from error
 
 
 def save_adapter(path: Path, model: nn.Module, replica: int, about: dict) -> None:
@@ -63,7 +92,50 @@ def save_adapter(path: Path, model: nn.Module, replica: int, about: dict) -> Non
 
 def about(path: Path) -> dict:
     """The account that `save_adapter` stored; {} for a file from elsewhere. Raises ValueError for an unreadable file."""
-    return _read(path)[1]
+    return read_adapter(path)[1]
+
+
+def account(path: Path) -> dict:
+    """`about` of a file that `save_adapter` wrote, checked: nothing in it is acted on that could not stand there.
+
+    Raises ValueError for a file that says less, says something of another type, names an option that configs/ does not
+    have or a place outside a run's, or does not agree with its own hash.
+    """
+    values = about(path)
+    if absent := ACCOUNT.keys() - values.keys():
+        raise ValueError(
+            f"{path} does not say which run it is of (no {min(absent)}): it was not written by scripts/train.py"
+        )
+    try:
+        for key, wanted in ACCOUNT.items():
+            check_value(values[key], wanted, key)
+        _check_account(values)
+    except ValueError as error:
+        raise ValueError(f"{path} says what no run of ours does: {error}") from error
+    return values
+
+
+def _check_account(values: dict) -> None:
+    choices, config = values["choices"], values["config"]
+    for group in ("method", "task", "backbone"):
+        if choices.get(group) not in options(group):
+            there = ", ".join(sorted(options(group)))
+            raise ValueError(f"{group}={str(choices.get(group))[:60]!r} is no option: there are {there}")
+        if not isinstance(config.get(group), dict):
+            raise ValueError(f"config has no {group}")
+    parts = values["run_id"].split("/")
+    if len(parts) != 3 or not all(map(is_plain_name, parts)) or not parts[2].endswith(f"-s{values['seed']}"):
+        raise ValueError(f"run_id={values['run_id'][:60]!r} is not <experiment>/<task>/<method>-<hash>-s<seed>")
+    if values["seed"] < 0 or not 0 <= values["step"] <= values["total_steps"]:
+        raise ValueError("seed and step must not be negative, nor step above total_steps")
+    if values["config_hash"] != config_hash(config):
+        raise ValueError("config_hash is not that of config")
+    for key, value, pattern in (("model.name", values["model"].get("name"), r"[\w.-]+"),
+                                ("model.sha256", values["model"].get("sha256"), r"[0-9a-f]{64}"),
+                                ("git.commit", values["git"].get("commit") or "", r"[0-9a-f]*"),
+                                *(("a metric", name, r"\w+") for name in values["metrics"])):  # fmt: skip
+        if not isinstance(value, str) or not re.fullmatch(pattern, value):
+            raise ValueError(f"{key} is {str(value)[:60]!r}")
 
 
 def load_tensors(model: nn.Module, replica: int, path: Path, *, without: str = "") -> None:
@@ -73,7 +145,7 @@ def load_tensors(model: nn.Module, replica: int, path: Path, *, without: str = "
     """
     tensors, wanted = (
         {name: value for name, value in found.items() if not name.startswith(f"{without}.")}
-        for found in (_read(path)[0], adapter_tensors(model, replica))
+        for found in (read_adapter(path)[0], adapter_tensors(model, replica))
     )
     if tensors.keys() != wanted.keys():
         odd = min(tensors.keys() ^ wanted.keys())
@@ -85,43 +157,7 @@ def load_tensors(model: nn.Module, replica: int, path: Path, *, without: str = "
         value.copy_(tensors[name])
 
 
-def load_adapter(model: nn.Module, head: str, replica: int, path: Path) -> dict:
-    """Copy an earlier run's adapters into one replica; the head stays fresh, as its classes may differ.
-
-    Returns {"sha256": ..., "run_id": ...} for the record. Raises ValueError for a missing file or other shapes.
-    """
-    if not path.is_file():
-        raise ValueError(f"init_from: {path} does not exist; name a finished run as <experiment>/<task>/<method>-<hash> "
-                         "with an adapter of each seed, its folder, or a PEFT LoRA adapter's")  # fmt: skip
-    try:
-        source = about(path)
-        if source and source["step"] < source["total_steps"]:
-            raise ValueError(f"{path} is of an unfinished run (step {source['step']} of {source['total_steps']})")
-        load_tensors(model, replica, path, without=head)
-    except ValueError as error:
-        raise ValueError(f"init_from: {error}") from error
-    return {"sha256": sha256_file(path), "run_id": source.get("run_id")}
-
-
-def load_peft(layers: dict[str, AdapterLayer], head: str, replica: int, folder: Path) -> dict:
-    """Start one replica at a PEFT LoRA adapter's update. Returns what `load_adapter` does; raises ValueError likewise."""
-    path = folder / "adapter_model.safetensors"
-    try:
-        if not path.is_file():
-            raise ValueError("holds no adapter_model.safetensors: save it with peft's save_pretrained")
-        try:
-            config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"has an adapter_config.json that is not JSON ({error})") from error
-        if not isinstance(config, dict):
-            raise ValueError("has an adapter_config.json that is not a JSON object")
-        from_peft(config, _read(path)[0], layers, replica, head)
-    except ValueError as error:
-        raise ValueError(f"init_from: {folder} {error}") from error
-    return {"sha256": sha256_file(path), "run_id": None}
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict]:
+def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict]:
     """The tensors, and the account of `save_adapter`."""
     try:
         with safe_open(path, "pt") as file:

@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from melora_bench import checkpoints, records
+from melora_bench.backbones import AS_DATA
 from melora_bench.files import write_folder, write_text
 from melora_bench.methods.base import Method, merge
 from melora_bench.methods.interchange import PREFIX, to_peft
 from melora_bench.points import build
 
 TOLERANCE = 1e-5  # of logits, in float32
-ACCOUNT = {"model", "choices", "config", "config_hash", "git", "seed", "step", "total_steps", "epoch", "metrics"}
 
 
 @dataclass(kw_only=True)
@@ -52,32 +52,46 @@ def find(run: str, which: str, output_dir: str) -> list[Path]:
     return [_existing(file) for file in files]
 
 
-def account(path: Path) -> dict:
-    """What an adapter file says of its run. Raises ValueError when it says less than `load` and the model card need."""
-    about = checkpoints.about(path)
-    if not about.keys() >= ACCOUNT:
-        raise ValueError(f"{path} does not say which run it is of: it was not written by scripts/train.py")
-    return about
-
-
 def load(path: Path, backbone_path: str | None = None, *, as_trained: bool = False) -> Trained:
     """Build the model that an adapter file belongs to, and load it: the frozen weights in float32, or as they were kept
     while it trained, in less or in 4 bits. Raises ValueError when the weights are not those."""
-    about = account(path)
-    parts = {group: {**about["config"][group], "_target_": _target(group, about["choices"][group])}
-             for group in ("method", "task", "backbone")}  # fmt: skip
-    exact = {"dtype": "float32", "quantization": None}
-    plain = {} if as_trained else {key: exact[key] for key in exact.keys() & parts["backbone"].keys()}
-    backbone = build({**parts["backbone"], **plain, "path": backbone_path}, "backbone")
+    about = checkpoints.account(path)
+    exact = {} if as_trained else {"dtype": "float32", "quantization": None}
+    commit = about["model"].get("commit")
+    places = {"path": backbone_path} | ({"revision": commit} if commit else {})
+    try:
+        method, task = _built(about, "method"), _built(about, "task")
+        backbone = _built(about, "backbone", **exact, **places)
+        num_labels = task.num_labels
+    except ValueError as error:
+        raise ValueError(f"{path} says what no run of ours does: {error}") from error
+    if not backbone_path and backbone.repo != _own("backbone", about["choices"]["backbone"])["repo"]:
+        raise ValueError(f"{path} names {backbone.repo} as its backbone, which is none of ours: name a local copy with "
+                         "backbone.path=DIR")  # fmt: skip
     if backbone.origin()["sha256"] != about["model"]["sha256"]:
         raise ValueError(
             f"{path} was trained on other weights than {backbone.folder[0]} holds: name theirs with backbone.path=DIR"
         )
-    method, num_labels = build(parts["method"], "method"), parts["task"]["num_labels"]
     model = backbone.model(num_labels)
-    method.attach(model, backbone.head, [about["seed"]], about["total_steps"])
+    try:
+        method.attach(model, backbone.head, [about["seed"]], about["total_steps"])
+    except (RuntimeError, MemoryError, OverflowError) as error:
+        raise ValueError(f"{path} asks for layers that cannot be made ({str(error).partition(chr(10))[0]})") from error
     checkpoints.load_tensors(model, 0, path)
     return Trained(about=about, model=model.eval(), method=method, backbone=backbone, num_labels=num_labels)
+
+
+def _built(about: dict, group: str, **instead: object):
+    """The object of a config group as the file has its values, of the class that configs/ has; keys of `instead` that the
+    class has take its values. Raises ValueError as `build` does."""
+    own = _own(group, about["choices"][group])
+    known = {key: value for key, value in instead.items() if key in own}
+    return build({**about["config"][group], **known, "_target_": own["_target_"]}, group)
+
+
+def _own(group: str, choice: str) -> dict:
+    """The YAML of a config group's option, unresolved."""
+    return OmegaConf.to_container(OmegaConf.load(records.ROOT / "configs" / group / f"{choice}.yaml"))
 
 
 def export(
@@ -91,7 +105,7 @@ def export(
     files, target = find(run, which, output_dir), Path(to).absolute()
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise ValueError(f"to={to} exists: name a new folder")
-    places = [f"s{checkpoints.about(file).get('seed')}" if len(files) > 1 else "." for file in files]
+    places = [f"s{checkpoints.account(file)['seed']}" if len(files) > 1 else "." for file in files]
     found = {}
 
     def write(temporary: Path) -> None:
@@ -119,7 +133,7 @@ def difference(trained: Trained, folder: Path, merged: bool) -> float | None:
     if not merged and not importlib.util.find_spec("peft"):
         return None
     if merged:
-        stock = trained.backbone.auto.from_pretrained(folder)
+        stock = trained.backbone.auto.from_pretrained(folder, use_safetensors=True, **AS_DATA)
     else:
         import peft
 
@@ -212,11 +226,6 @@ base_model: {base}
 def _auto(backbone, prefix: str) -> str:
     """The name of the library's class that loads this kind of model."""
     return backbone.auto.__name__.replace("AutoModel", prefix)
-
-
-def _target(group: str, choice: str) -> str:
-    """The class of a config group's option, which records leave out."""
-    return OmegaConf.load(records.ROOT / "configs" / group / f"{choice}.yaml")["_target_"]
 
 
 def _base(backbone) -> str:

@@ -1,6 +1,7 @@
 """Files written whole, claims, hashes, canonical JSON, the user's cache directory, and model files from a hub."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -65,6 +66,17 @@ def claimed(lock: Path, wait: float = 1.0) -> Iterator[bool]:
 def sha256_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_once(path: Path) -> str:
+    """`sha256_file` of a large file, read again only when its size or time of change differ from those seen before."""
+    state = path.stat()
+    return _sha256(path.resolve(), state.st_size, state.st_mtime_ns, state.st_ino)
+
+
+@functools.cache
+def _sha256(path: Path, *state: int) -> str:
+    return sha256_file(path)
 
 
 def canonical_json(value: object) -> str:

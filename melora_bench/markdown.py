@@ -3,7 +3,7 @@
 from melora_bench import audit
 from melora_bench.estimates import all_records
 from melora_bench.layout import any_record, block, estimates, heading, judged, seen_note, seen_tasks
-from melora_bench.records import RunRecord
+from melora_bench.records import RunRecord, parts
 
 
 def markdown(table: dict, rows: list[dict], cells: dict, obstacles: set[str]) -> str:
@@ -40,20 +40,21 @@ def footer(cells: dict, obstacles: set[str]) -> list[str]:
     def joined(texts) -> str:
         return ", ".join(sorted(set(texts)))
 
+    made = [part for record in found for part in parts(record)]
     first = {(backbone, task): any_record(runs) for (backbone, _, task), runs in cells.items()}
     lines = [
         f"Mean ± sd over seeds, in percent; (k) marks a cell with k seeds. {len(found)} records.",
         "",
-        f"- commits: {joined(_commit(record) for record in found)}",
-        f"- devices: {joined(record.env['device'] + ', precision ' + record.env['precision'] for record in found)}",
+        f"- commits: {joined(_commit(git) for git, _ in made)}",
+        f"- devices: {joined(env['device'] + ', precision ' + env['precision'] for _, env in made)}",
         f"- weights: {joined(record.model['name'] + ' sha256 ' + str(record.model['sha256'])[:10] for record in found)}",
         f"- data: {joined(_data(task, record) for (_, task), record in first.items())}",
     ]
     return lines + [f"- not the paper's settings: {text}" for text in sorted(obstacles)]
 
 
-def _commit(record: RunRecord) -> str:
-    return f"{(record.git['commit'] or 'none')[:10]}{' (dirty tree)' if record.git['dirty'] else ''}"
+def _commit(git: dict) -> str:
+    return f"{(git['commit'] or 'none')[:10]}{' (dirty tree)' if git['dirty'] else ''}"
 
 
 def _data(task: str, record: RunRecord) -> str:

@@ -1,19 +1,17 @@
 """One point of a grid: a resolved config, its identity, and its place among records and outputs."""
 
 import contextlib
-import dataclasses
 import functools
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
-from hydra.errors import InstantiationException
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from melora_bench import records
 from melora_bench.files import claimed
+from melora_bench.typed import MOST, check_fields
 
 GROUPS = ("method", "task", "backbone", "data", "recipe")
 COUNTS = (
@@ -38,19 +36,15 @@ def compose_run(overrides: list[str]) -> tuple[DictConfig, dict]:
     return OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), dict(cfg.hydra.runtime.choices)
 
 
-def build(config: dict, group: str):
-    """The object of a config group. Raises ValueError for a key that its class does not have."""
-    known = {item.name for item in dataclasses.fields(get_class(config["_target_"])) if item.init}
-    odd = set(config) - known - {"_target_"}
-    if odd:
-        raise ValueError(f"{group}.{min(odd)} is no key of this {group}: it has {', '.join(sorted(known))}")
-    try:
-        return instantiate(config, _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, ValueError):
-            raise ValueError(str(cause)) from error
-        raise ValueError(f"{group}: {cause}") from error
+def build(config: dict | DictConfig, group: str):
+    """The object of a config group. Its values are data: none of them is made an object or looked up.
+
+    Raises ValueError for a key that its class does not have, and for a value of another type than the key's.
+    """
+    values = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)
+    cls = get_class(values.pop("_target_"))
+    check_fields(cls, values, f"{group}.")
+    return cls(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,13 +75,15 @@ class Point:
             raise ValueError(f"warmup_steps={steps} must be a whole number from 0 on, or null for warmup_ratio")
         for key in ("lr", "max_grad_norm", "head_lr_scale", "weight_decay", "warmup_ratio"):
             value, above = config[key], key in ("lr", "max_grad_norm")
-            if type(value) not in (int, float) or not (math.isfinite(value) and (value > 0 if above else value >= 0)):
-                raise ValueError(f"{key}={value} must be a {'positive number' if above else 'number from 0 on'}")
+            least = "positive number" if above else "number from 0 on"
+            if type(value) not in (int, float) or not (0 <= value <= MOST) or (above and value == 0):
+                raise ValueError(f"{key}={value} must be a {least}, at most {MOST:,}")
         if config["warmup_ratio"] > 1:
             raise ValueError(f"warmup_ratio={config['warmup_ratio']} must be a share of all steps, at most 1")
-        for key in ("experiment", "results_dir", "output_dir"):
+        for key in ("results_dir", "output_dir"):
             if not config[key] or not isinstance(config[key], str):
-                raise ValueError(f"{key}={config[key]} must be a name")
+                raise ValueError(f"{key}={config[key]} must be a folder")
+        records.check_experiment(config["experiment"])
         if config["precision"] not in ("no", "bf16", "fp16"):
             raise ValueError(f"precision={config['precision']!r} is unknown: use no, bf16 or fp16")
         digest = records.config_hash(records.identity(config))

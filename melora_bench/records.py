@@ -6,11 +6,12 @@ import functools
 import gc
 import json
 import platform
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from melora_bench.files import sha256_json, write_text
+from melora_bench.files import sha256_file, sha256_json, write_text
 
 SCHEMA = 1
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,6 +40,29 @@ def config_hash(identity: dict) -> str:
         return int(value) if isinstance(value, float) and value.is_integer() else value
 
     return sha256_json(plain(identity))
+
+
+@functools.cache
+def options(group: str) -> frozenset[str]:
+    """The names that a config group has on this machine: `melora`, or `melora/mrpc` in a folder."""
+    folder = ROOT / "configs" / group
+    return frozenset(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+def is_plain_name(text: object) -> bool:
+    """Whether a text is one part of a path, and the same on every machine."""
+    return isinstance(text, str) and re.fullmatch(r"[\w.-]+", text, re.ASCII) is not None and text.strip(".") != ""
+
+
+def check_experiment(name: object) -> None:
+    """Raises ValueError for an experiment's name that is not one part of a path."""
+    if not is_plain_name(name):
+        raise ValueError(f"experiment={name} must be one folder's name, of letters, digits, '_', '-' and '.'")
+
+
+def plain_name(text: str) -> str:
+    """The text with every character that `is_plain_name` refuses replaced by `-`."""
+    return re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII).strip(".-") or "unnamed"
 
 
 @dataclass(kw_only=True)
@@ -115,6 +139,11 @@ def load(path: Path) -> RunRecord:
     return RunRecord(**content)
 
 
+def parts(record: RunRecord) -> list[tuple[dict, dict]]:
+    """(git, env) of every part of a run: it has several if it was resumed by other code or on another device."""
+    return [*((part["git"], part["env"]) for part in record.env.get("earlier", [])), (record.git, record.env)]
+
+
 def load_all(results_dir: str | Path, experiment: str) -> list[RunRecord]:
     """Every record of one experiment. Raises ValueError for the first bad file."""
     paths = sorted((Path(results_dir) / "runs" / experiment).glob("*/*.json"))
@@ -152,6 +181,13 @@ def git_state() -> dict:
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
 
 
+@functools.cache
+def code_sha256() -> str:
+    """sha256 of the package's source files, with or without git."""
+    folder = ROOT / "melora_bench"
+    return sha256_json({str(path.relative_to(folder)): sha256_file(path) for path in sorted(folder.rglob("*.py"))})
+
+
 def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
@@ -171,7 +207,7 @@ def environment(accelerator, config: dict) -> dict:
     cuda = accelerator.device.type == "cuda"
     return {
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a class of its own, which no checkpoint takes
         "transformers": transformers.__version__,
         "accelerate": accelerate.__version__,
         "cuda": torch.version.cuda if cuda else None,

@@ -1,6 +1,7 @@
 """Running one point: which seeds are still to be done, training them side by side, one record for each."""
 
 import contextlib
+import functools
 import gc
 import importlib.util
 import logging
@@ -18,14 +19,16 @@ from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import DictConfig
 
 from melora_bench import checkpoints, records
-from melora_bench.backbones import check_precision
+from melora_bench.backbones import check_device, check_dtype
 from melora_bench.batches import TrainBatches
 from melora_bench.files import write_text
+from melora_bench.inputs import check_record, difference, named
 from melora_bench.methods.dropout import replace_dropouts
 from melora_bench.points import Point, build
 from melora_bench.progress import RunProgress
 from melora_bench.schedule import Schedule
 from melora_bench.sharding import refuse_launch, shard_backbone
+from melora_bench.starts import load_start
 from melora_bench.training import Trainer
 
 LIMITS = ("max_length", "max_train_rows", "max_eval_rows")
@@ -50,7 +53,9 @@ def run(cfg: DictConfig, choices: dict) -> list[Path]:
             todo = _agreed([seed for seed in point.config["seeds"] if not point.record(seed)])
             done = [seed for seed in point.config["seeds"] if seed not in todo]
             about = f"{point.choices['task']} {point.name}"
-            if done:
+            if done and _is_main():
+                for seed in done:
+                    check_record(point, seed)
                 log.info("skip  %s  seeds %s are recorded: %s", about, done, point.record(done[0]))
             if todo and not mine:
                 log.info(
@@ -111,6 +116,7 @@ class PackedRun:
         self.point, self.seeds, self.config = point, seeds, config
         self.started, self.clock, self.seconds_before = records.now(), time.perf_counter(), 0.0
         self.resumed_at: list[int] = []
+        self.earlier: list[dict] = []  # the parts of the run that other code, versions or devices trained
         if torch.cuda.is_available():  # of a run before this one, whose error may have kept it alive
             gc.collect()
             torch.cuda.empty_cache()
@@ -124,6 +130,7 @@ class PackedRun:
                 f"tracker={config['tracker']} is not installed: pip install -c requirements.lock -e '.[track]'"
             )
         refuse_launch(config)
+        check_device(config["precision"])
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
             mixed_precision=config["precision"],
@@ -144,7 +151,7 @@ class PackedRun:
             process=self.accelerator.process_index,
         )
         model, head = self.backbone.model(self.task.num_labels), self.backbone.head
-        check_precision(model, config["precision"])
+        check_dtype(model, config["precision"])
         replace_dropouts(model)
         longest = max(int(split.lengths.max()) for split in self.task.splits.values())
         if longest > self.backbone.longest(model):
@@ -153,7 +160,7 @@ class PackedRun:
                              f"backbone {self.backbone.name} reads {most}: lower it to that")  # fmt: skip
         schedule = Schedule.of(config, len(self.task.train.labels))
         self.method.attach(model, head, seeds, schedule.total)
-        self.starts = [self._start(model, k, seed) for k, seed in enumerate(seeds)]
+        self.starts = [load_start(point, seed, k, model, self.method, head) for k, seed in enumerate(seeds)]
         self.params = checkpoints.counts(model, head)
         if config["shard"]:
             shard_backbone(model, self.accelerator)
@@ -185,12 +192,7 @@ class PackedRun:
                     progress.on_round(self.task.metric)
                     if main:
                         self._keep_adapters()
-                        state = {
-                            "trainer": trainer.state_dict(),
-                            "seconds": self._seconds,
-                            "resumed_at": self.resumed_at,
-                        }
-                        checkpoints.save_checkpoint(checkpoint, state)
+                        checkpoints.save_checkpoint(checkpoint, self._state())
                     self._track()
             paths = self._write_records() if main else []
             if main:
@@ -219,37 +221,50 @@ class PackedRun:
     def _seconds(self) -> float:
         return self.seconds_before + time.perf_counter() - self.clock
 
-    def _start(self, model, k: int, seed: int) -> dict | None:
-        source = self.config["init_from"]
-        if source is None:
-            return None
-        folder = Path(source) if Path(source).is_dir() else self._earlier(source, seed)
-        if (folder / "adapter_config.json").is_file():
-            return {"source": source, **checkpoints.load_peft(self.method.layers, self.backbone.head, k, folder)}
-        return {"source": source, **checkpoints.load_adapter(model, self.backbone.head, k, folder / "last.safetensors")}
+    @functools.cached_property
+    def _run(self) -> dict:
+        """What a checkpoint must agree about with the run that goes on from it."""
+        data = {split: part and part["sha256"] for split, part in self.data.items()}
+        starts = {f"start of seed {seed}": start and start["sha256"]
+                  for seed, start in zip(self.seeds, self.starts, strict=True)}  # fmt: skip
+        whole = {
+            "config": records.config_hash(self.point.identity),
+            "seeds": self.seeds,
+            "steps": self.trainer.schedule.total,
+        }
+        return whole | named(data, self.origin["sha256"], None) | starts
 
-    def _earlier(self, source: str, seed: int) -> Path:
-        """The outputs of <experiment>/<task>/<method>-<hash>, or of this experiment's run of a task alike in method,
-        backbone and precision. Raises ValueError unless there is exactly one."""
-        runs, own = Path(self.config["output_dir"], "runs"), self.point.identity
-        if "/" in source:
-            return runs / f"{source}-s{seed}"
-        place = f"{self.config['experiment']}/{source}/{self.point.choices['method']}-*-s{seed}"
-        accounts = {path.parent: checkpoints.about(path)["config"] for path in runs.glob(f"{place}/last.safetensors")}
-        keys = ("method", "backbone", "precision")
-        alike = [folder for folder, config in accounts.items() if all(config[key] == own[key] for key in keys)]
-        if len(alike) != 1:
-            raise ValueError(f"init_from={source}: {len(alike)} runs {place} of this method, backbone and precision are in "
-                             f"{runs}, not one: train task={source} first, or name a run or a folder")  # fmt: skip
-        return alike[0]
+    @functools.cached_property
+    def _part(self) -> dict:
+        """Who trains: code, versions and device may change when a run goes on, and its record then lists the parts."""
+        env = records.environment(self.accelerator, {**self.config, "compile": self.compiled})
+        return {"git": self.git, "code": records.code_sha256(), "env": env}
+
+    def _state(self) -> dict:
+        return {"run": self._run, "part": self._part, "earlier": self.earlier, "trainer": self.trainer.state_dict(),
+                "seconds": self._seconds, "resumed_at": self.resumed_at}  # fmt: skip
 
     def _resume(self, checkpoint: Path) -> None:
         if not _agreed(checkpoint.exists()):
             return
         state = checkpoints.load_checkpoint(checkpoint)
-        self.trainer.load_state_dict(state["trainer"])
-        self.seconds_before, self.resumed_at = state["seconds"], [*state["resumed_at"], self.trainer.epoch]
-        log.info("resume  %s %s  after epoch %g", self.task.name, self.point.name, self.trainer.epoch)
+        if differing := difference(state["run"], self._run):
+            raise ValueError(f"{checkpoint} was begun as another run ({differing}): give experiment=NAME to keep both, or "
+                             "delete that file to start this run again")  # fmt: skip
+        try:
+            self.trainer.load_state_dict(state["trainer"])
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            raise ValueError(
+                f"{checkpoint} does not fit this run ({_one_line(error)}); delete it to start that run again"
+            ) from error
+        epoch = self.trainer.epoch
+        self.seconds_before, self.resumed_at = state["seconds"], [*state["resumed_at"], epoch]
+        self.earlier = state["earlier"]
+        if state["part"] != self._part:
+            self.earlier = [*self.earlier, {"until_epoch": epoch, **state["part"]}]
+            log.warning("%s %s goes on with other code, versions or device than it was begun with: its record lists both",
+                        self.task.name, self.point.name)  # fmt: skip
+        log.info("resume  %s %s  after epoch %g", self.task.name, self.point.name, epoch)
 
     def _track(self) -> None:
         if not self.config["tracker"]:
@@ -281,7 +296,7 @@ class PackedRun:
         shared = {
             **self._about,
             "versions": {"method": self.method.version, "task": self.task.version},
-            "env": records.environment(self.accelerator, {**self.config, "compile": self.compiled}),
+            "env": self._part["env"] | ({"earlier": self.earlier} if self.earlier else {}),
             "data": self.data,
             "params": self.params,
             "metric": self.task.metric,

@@ -180,6 +180,8 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict) -> None:
+        """Go on from what `state_dict` gave. Raises ValueError for another run's: names, shapes, steps or replicas."""
+        self._check_state(state)
         self.step, self.history = state["step"], state["history"]
         self.guard.failed_at.copy_(state["failed_at"])
         for name, value in adapter_tensors(self.model).items():
@@ -189,6 +191,23 @@ class Trainer:
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.method.load_state_dict(state["method"])
+
+    def _check_state(self, state: dict) -> None:
+        step, total = state["step"], self.schedule.total
+        if type(step) is not int or not 0 < step <= total or (step % self.schedule.round and step != total):
+            raise ValueError(f"step {step} is not the end of a round of this run of {total} steps")
+        if len(state["history"]) != self.replicas or state["failed_at"].shape != self.guard.failed_at.shape:
+            raise ValueError(f"it holds {len(state['history'])} replicas, this run has {self.replicas}")
+        here = adapter_tensors(self.model)
+        if state["params"].keys() != here.keys():
+            raise ValueError(f"{min(state['params'].keys() ^ here.keys())} is a tensor of one side alone")
+        params = [param for group in self.optimizer.param_groups for param in group["params"]]
+        moments = [(f"the optimizer's {key} of tensor {number}", value, params[number])
+                   for number, values in state["optimizer"]["state"].items()
+                   for key, value in values.items() if value.dim()]  # fmt: skip
+        for name, value, own in [*((name, state["params"][name], here[name]) for name in here), *moments]:
+            if value.shape != own.shape:
+                raise ValueError(f"{name} is {tuple(value.shape)}, here {tuple(own.shape)}")
 
 
 class ReplicaGuard:

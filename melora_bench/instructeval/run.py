@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from omegaconf import DictConfig, OmegaConf
 
 from melora_bench import checkpoints, export, records
-from melora_bench.backbones import Backbone, check_precision
+from melora_bench.backbones import Backbone, check_dtype
 from melora_bench.files import claimed, sha256_file
 from melora_bench.instructeval import sandbox
 from melora_bench.instructeval.base import Benchmark
@@ -115,7 +115,7 @@ def _ready(scored: Scored, config: dict) -> Iterator[tuple[torch.nn.Module, Back
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     model, backbone = scored.build()
-    check_precision(model, config["precision"])
+    check_dtype(model, config["precision"])
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     reduced = DTYPES.get(config["precision"])
     with torch.autocast(accelerator.device.type, reduced) if reduced else contextlib.nullcontext():
@@ -233,7 +233,7 @@ def _models(config: dict, choices: dict) -> Iterator[Scored]:
     files = export.find(config["run"], config["which"], config["output_dir"])
     finished = [file for file in files if _is_finished(file)]
     for file in finished:
-        about = export.account(file)
+        about = checkpoints.account(file)
         yield Scored(
             build=lambda file=file: _trained(file, config["backbone"]["path"]),
             experiment=about["run_id"].split("/")[0], seed=about["seed"], choices=about["choices"], config=about["config"],
@@ -248,7 +248,7 @@ def _models(config: dict, choices: dict) -> Iterator[Scored]:
 def _is_finished(file: Path) -> bool:
     """Whether the run beside whose last adapters `file` lies came to its end; of a file alone, nothing is known."""
     last = file.with_name("last.safetensors")
-    about = export.account(last) if last.exists() else {"step": 0, "total_steps": 0}
+    about = checkpoints.account(last) if last.exists() else {"step": 0, "total_steps": 0}
     if about["step"] < about["total_steps"]:
         log.warning("pass  %s is trained for %d of %d steps", about["run_id"], about["step"], about["total_steps"])
     return about["step"] >= about["total_steps"]

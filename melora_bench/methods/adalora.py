@@ -78,7 +78,7 @@ class AdaLoRA(Method):
     def attach(self, model: nn.Module, head: str, seeds: list[int], total_steps: int) -> None:
         super().attach(model, head, seeds, total_steps)
         self.first, self.last = round(self.init_warmup * total_steps), round((1 - self.final_warmup) * total_steps)
-        if not any(step % self.delta_t == 0 for step in range(self.first + 1, self.last)):
+        if (self.last - 1) // self.delta_t <= self.first // self.delta_t:
             raise ValueError(f"AdaLoRA would never prune: no multiple of method.delta_t={self.delta_t} lies between the "
                              f"steps {self.first} and {self.last} of {total_steps}; lower delta_t or train longer")  # fmt: skip
 

@@ -1,0 +1,88 @@
+"""Where training starts when it does not start afresh: at an earlier run's adapters, or at a PEFT LoRA adapter's update."""
+
+import json
+from pathlib import Path
+
+from torch import nn
+
+from melora_bench.checkpoints import about, account, load_tensors, read_adapter
+from melora_bench.files import sha256_file
+from melora_bench.methods.base import Method
+from melora_bench.methods.interchange import from_peft
+from melora_bench.points import Point
+
+PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def start_file(point: Point, seed: int) -> Path | None:
+    """The adapter file that `init_from` names for one seed; None without `init_from`.
+
+    Raises ValueError for a file that is not there, and for a task of which this experiment has not exactly one like run.
+    """
+    source = point.config["init_from"]
+    if source is None:
+        return None
+    folder = Path(source) if Path(source).is_dir() else _earlier_run(point, source, seed)
+    path = folder / (PEFT_WEIGHTS if (folder / PEFT_CONFIG).is_file() else "last.safetensors")
+    if path.is_file():
+        return path
+    if path.name == PEFT_WEIGHTS:
+        raise ValueError(f"init_from: {folder} holds no {PEFT_WEIGHTS}: save it with peft's save_pretrained")
+    raise ValueError(f"init_from: {path} does not exist; name a finished run as <experiment>/<task>/<method>-<hash> "
+                     "with an adapter of each seed, its folder, or a PEFT LoRA adapter's")  # fmt: skip
+
+
+def load_start(point: Point, seed: int, replica: int, model: nn.Module, method: Method, head: str) -> dict | None:
+    """Put one seed's start into its replica. The head stays fresh, as its classes may differ.
+
+    Returns {"source", "sha256", "run_id"} for the record, None without `init_from`. Raises ValueError as `start_file`
+    does, and for adapters that do not fit.
+    """
+    path = start_file(point, seed)
+    if path is None:
+        return None
+    load = _load_peft if path.name == PEFT_WEIGHTS else _load_adapter
+    try:
+        run_id = load(path, replica, model, method, head)
+    except ValueError as error:
+        raise ValueError(f"init_from: {error}") from error
+    return {"source": point.config["init_from"], "sha256": sha256_file(path), "run_id": run_id}
+
+
+def _load_adapter(path: Path, replica: int, model: nn.Module, method: Method, head: str) -> str | None:
+    """The run that the file says it is of; None for a file from elsewhere."""
+    values = account(path) if about(path) else {}
+    if values and values["step"] < values["total_steps"]:
+        raise ValueError(f"{path} is of an unfinished run (step {values['step']} of {values['total_steps']})")
+    load_tensors(model, replica, path, without=head)
+    return values.get("run_id")
+
+
+def _load_peft(path: Path, replica: int, model: nn.Module, method: Method, head: str) -> None:
+    folder = path.parent
+    try:
+        config = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{folder} has an {PEFT_CONFIG} that is not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder} has an {PEFT_CONFIG} that is not a JSON object")
+    try:
+        from_peft(config, read_adapter(path)[0], method.layers, replica, head)
+    except ValueError as error:
+        raise ValueError(f"{folder} {error}") from error
+
+
+def _earlier_run(point: Point, source: str, seed: int) -> Path:
+    """The outputs of <experiment>/<task>/<method>-<hash>, or of this experiment's run of a task alike in method,
+    backbone and precision. Raises ValueError unless there is exactly one."""
+    runs, own = Path(point.config["output_dir"], "runs"), point.identity
+    if "/" in source:
+        return runs / f"{source}-s{seed}"
+    place = f"{point.config['experiment']}/{source}/{point.choices['method']}-*-s{seed}"
+    configs = {path.parent: account(path)["config"] for path in sorted(runs.glob(f"{place}/last.safetensors"))}
+    keys = ("method", "backbone", "precision")
+    alike = [folder for folder, config in configs.items() if all(config.get(key) == own[key] for key in keys)]
+    if len(alike) != 1:
+        raise ValueError(f"init_from={source}: {len(alike)} runs {place} of this method, backbone and precision are in "
+                         f"{runs}, not one: train task={source} first, or name a run or a folder")  # fmt: skip
+    return alike[0]
