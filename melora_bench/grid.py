@@ -1,6 +1,13 @@
-"""From the rows of a table to the points of its grid."""
+"""From the rows of a table to the points of its grid, and to the experiment that their records belong to."""
 
+import hashlib
 import itertools
+
+from melora_bench.records import NOT_IDENTITY, PATHS, plain_name
+
+# Overrides that leave a record comparable with its table's others: which copy of the data is read, and on which backbone.
+SAME_TABLE = NOT_IDENTITY | {"data", "backbone", *(".".join(path) for path in PATHS)}
+NAME_LENGTH = 80
 
 
 def points(table: dict, overrides: list[str]) -> list[list[str]]:
@@ -14,7 +21,7 @@ def points(table: dict, overrides: list[str]) -> list[list[str]]:
     another backbone of its own is left out. Raises ValueError when nothing is left, naming what there is, and for an override
     that reaches no point.
     """
-    listed = {key for row in table["rows"] for key in row["points"] if key.split(".")[0] == "method"} | {"task"}
+    listed = selecting(table)
     parsed = [override.partition("=") for override in overrides]
     select = {key: _values(value) for key, _, value in parsed if key in listed}
     rest = {key: override for override, (key, _, _) in zip(overrides, parsed, strict=True) if key not in select}
@@ -48,6 +55,29 @@ def points(table: dict, overrides: list[str]) -> list[list[str]]:
     if unused := rest.keys() - used - {"backbone"}:
         raise ValueError(f"{rest[min(unused)]} changes no point: every row that is left has a value of its own")
     return found
+
+
+def selecting(table: dict) -> set[str]:
+    """The keys by which a table can be narrowed."""
+    return {key for row in table["rows"] for key in row["points"] if key.split(".")[0] == "method"} | {"task"}
+
+
+def experiment(grid: dict, overrides: list[str]) -> tuple[str, list[str]]:
+    """(name, trial): the experiment of a table's runs under these overrides, and those overrides that make them a trial.
+
+    A trial's points are other points than the table's (other epochs, say, or fewer rows), so its records get an experiment
+    of their own, in which they cannot stand in a cell of the table. `experiment=NAME` has the last word.
+    """
+    given = dict(override.partition("=")[::2] for override in overrides)
+    if "experiment" in given:
+        return given["experiment"], []
+    same = SAME_TABLE | selecting(grid["table"])
+    trial = sorted(f"{key}={value}" for key, value in given.items() if key not in same and not key.startswith("hydra"))
+    if not trial:
+        return grid["experiment"], []
+    name = "-".join([grid["experiment"], *(plain_name(override) for override in trial)])
+    digest = hashlib.sha256("\n".join(trial).encode()).hexdigest()[:8]
+    return name if len(name) <= NAME_LENGTH else f"{name[:NAME_LENGTH]}-{digest}", trial
 
 
 def reference(table: dict, row: dict) -> str | None:

@@ -4,6 +4,7 @@ They are compared wherever work that was done before is taken for the work that 
 a checkpoint (which is the resume), `status`, and a score.
 """
 
+import functools
 import logging
 
 from melora_bench import records
@@ -15,16 +16,6 @@ from melora_bench.starts import start_file
 log = logging.getLogger(__name__)
 
 
-def inputs_of(point: Point, seed: int) -> dict:
-    """{"data SPLIT": [sha256 of each file] or None, "weights": sha256, "start": sha256 or None} of a run to be.
-
-    Raises ValueError where one of them cannot be had.
-    """
-    task, source, backbone = (build(point.config[group], group) for group in ("task", "data", "backbone"))
-    start = start_file(point, seed)
-    return named(task.sha256(source), backbone.origin()["sha256"], start and sha256_once(start))
-
-
 def inputs_of_record(record: RunRecord) -> dict:
     """The same of a run that is recorded."""
     data = {split: part and part["sha256"] for split, part in record.data.items()}
@@ -32,6 +23,7 @@ def inputs_of_record(record: RunRecord) -> dict:
 
 
 def named(data: dict[str, list[str] | None], weights: str, start: str | None) -> dict:
+    """{"data SPLIT": [sha256 of each file] or None, "weights": sha256, "start": sha256 or None}."""
     return {**{f"data {split}": sha256 for split, sha256 in data.items()}, "weights": weights, "start": start}
 
 
@@ -43,19 +35,46 @@ def difference(there: dict, here: dict) -> str:
     return ""
 
 
-def check_record(point: Point, seed: int) -> None:
-    """Raises ValueError for a record of this point that cannot be read, or that was made of other data or weights or from
-    another start than a run would be now. Where these are not at hand, the record stands, and a warning says so."""
-    path = point.record(seed)
-    record = records.load(path)
-    try:
-        here = inputs_of(point, seed)
-    except ValueError as error:
-        log.warning("%s is not compared with its data and weights, which are not at hand: %s", path, error)
-        return
-    if differing := difference(inputs_of_record(record), here):
-        raise ValueError(f"{path} is the record of other inputs ({differing}): give experiment=NAME to keep both, or delete "
-                         "that record to run the point again")  # fmt: skip
+def refusals(point: Point, seeds: list[int]) -> dict[int, str]:
+    """Why the record of a seed is not that of the run that would be now, by seed; seeds whose record is are left out.
+
+    A record is refused that cannot be read, or that was made of other data or weights or from another start. Where these
+    are not at hand, a record stands, and a warning says so.
+    """
+    reasons = {}
+    for seed in seeds:
+        path = point.record(seed)
+        try:
+            there = inputs_of_record(records.load(path))
+        except ValueError as error:
+            reasons[seed] = str(error)
+            continue
+        try:
+            here = shared_inputs(point) | {"start": _start(point, seed)}
+        except ValueError as error:
+            _warn(f"records are not compared with their data and weights, which are not at hand: {error}")
+            continue
+        if differing := difference(there, here):
+            reasons[seed] = (f"{path} is the record of other inputs ({differing}): give experiment=NAME to keep both, or "
+                             "delete that record to run the point again")  # fmt: skip
+    return reasons
+
+
+def shared_inputs(point: Point) -> dict:
+    """What `named` gives, without a start: the same for all seeds. Raises ValueError where data or weights are not there."""
+    task, source, backbone = (build(point.config[group], group) for group in ("task", "data", "backbone"))
+    return named(task.sha256(source), backbone.origin()["sha256"], None)
+
+
+def _start(point: Point, seed: int) -> str | None:
+    path = start_file(point, seed)
+    return path and sha256_once(path)
+
+
+@functools.cache
+def _warn(text: str) -> None:
+    """Once a process, however many records there are."""
+    log.warning("%s", text)
 
 
 def _short(value: object) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from melora_bench.files import sha256_json
-from melora_bench.grid import points
+from melora_bench.grid import experiment, points
 from melora_bench.points import Point, build, compose_run
 from melora_bench.run import LIMITS, PackedRun, load_task
 from melora_bench.schedule import Schedule
@@ -57,8 +57,10 @@ def plan(table: str, overrides: list[str]) -> list[Cost]:
     costs: list[Cost] = []
     speed: dict[tuple, float] = {}  # by method, backbone and number of seeds side by side
     sizes: dict[str, Size] = {}  # by what decides which rows are read, and how
-    for job in points(load_grid(table)["table"], overrides):
-        point = Point.of(*compose_run([f"table={table}", *job]))
+    grid = load_grid(table)
+    name, _ = experiment(grid, overrides)
+    for job in points(grid["table"], overrides):
+        point = Point.of(*compose_run([f"table={table}", *job, f"experiment={name}"]))
         cost = Cost(job=job, point=point, missing=[s for s in point.config["seeds"] if not point.record(s)])
         costs.append(cost)
         try:

@@ -94,6 +94,14 @@ class Point:
     def identity(self) -> dict:
         return records.identity(self.config)
 
+    @property
+    def recipe(self) -> str:
+        """Which recipe a run follows, with what it mostly is, in words."""
+        config, name = self.config, self.choices["recipe"]
+        own = "no paper's" if "/" not in str(name) else f"{name.partition('/')[0]}'s"
+        return (f"recipe={name} ({own}): lr {config['lr']:g}, {config['epochs']} epochs, batch {config['batch_size']}, "
+                f"backbone {self.choices['backbone']}, data {self.choices['data']}")  # fmt: skip
+
     def run_id(self, seed: int) -> str:
         return f"{self.config['experiment']}/{self.choices['task']}/{self.name}-s{seed}"
 

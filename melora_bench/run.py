@@ -22,7 +22,7 @@ from melora_bench import checkpoints, records
 from melora_bench.backbones import check_device, check_dtype
 from melora_bench.batches import TrainBatches
 from melora_bench.files import write_text
-from melora_bench.inputs import check_record, difference, named
+from melora_bench.inputs import difference, named, refusals
 from melora_bench.methods.dropout import replace_dropouts
 from melora_bench.points import Point, build
 from melora_bench.progress import RunProgress
@@ -54,14 +54,16 @@ def run(cfg: DictConfig, choices: dict) -> list[Path]:
             done = [seed for seed in point.config["seeds"] if seed not in todo]
             about = f"{point.choices['task']} {point.name}"
             if done and _is_main():
-                for seed in done:
-                    check_record(point, seed)
+                for reason in refusals(point, done).values():
+                    raise ValueError(reason)
                 log.info("skip  %s  seeds %s are recorded: %s", about, done, point.record(done[0]))
             if todo and not mine:
                 log.info(
                     "busy  %s  another process holds it: seeds %s are left to it, or to a later start", about, todo
                 )
             paths, failures, packs = [], [], point.packs(todo) if mine else []
+            if packs:
+                log.info("train  %s  seeds %s  %s", about, todo, point.recipe)
             while packs:
                 seeds, *packs = packs
                 checkpoint = point.output(*seeds) / "checkpoint.pt"

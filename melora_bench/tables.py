@@ -100,7 +100,7 @@ def collect(table: dict, found: list[RunRecord], results: Path) -> Cells:
         rows = [(number, row) for number, row in enumerate(table["rows"])
                 if all(str(lookup(record, key)) in listed(row, key) for key in row["points"])]  # fmt: skip
         own = [(number, row) for number, row in rows if "backbone" in row["points"]]
-        backbone = table.get("backbone", BACKBONE) if own else record.choices["backbone"]
+        backbone = table.get("backbone", BACKBONE) if own else record.model["name"]
         for number, row in own or rows:
             value = str(lookup(record, row["over"])) if "over" in row else ""
             data = tuple(part and tuple(part["sha256"]) for part in record.data.values())
@@ -109,8 +109,8 @@ def collect(table: dict, found: list[RunRecord], results: Path) -> Cells:
                                      (data, (backbone, task), f"the data of {task}")):  # fmt: skip
                 other, first = claims.setdefault(key, (claim, record))
                 if other != claim:
-                    raise ValueError(f"{record.path(results)} and {first.path(results)} disagree on {what}: they are runs of "
-                                     "different configs, weights or data; run one under another experiment=NAME")  # fmt: skip
+                    raise ValueError(f"{record.path(results)} and {first.path(results)} disagree on {what}: they differ in "
+                                     f"{_differing(record, first)}; run one under another experiment=NAME")  # fmt: skip
             cells.setdefault((backbone, number, task), {}).setdefault(value, {})[record.seed] = record
     return cells
 
@@ -198,7 +198,8 @@ def obstacle(record: RunRecord, table: dict, own: dict) -> str:
         expected |= _of_task("trained_on", task)
     other = [f"{key} {value} instead of {wanted}" for key, wanted in expected.items()
              if key not in own and (value := lookup(record, key)) != wanted]  # fmt: skip
-    backbone = [] if record.choices["backbone"] == paper_backbone else [f"backbone {record.choices['backbone']}"]
+    others = sorted({record.choices["backbone"], record.model["name"]} - {paper_backbone})
+    backbone = [f"backbone {name}" for name in others]
     for split, part in record.data.items():
         if part is None or part.get("file", split) != split:
             other.append(f"{split} {'missing' if part is None else 'from ' + part['file']}")
@@ -261,6 +262,18 @@ def _line(about: dict, runs: Runs, found: dict[str, Score], cell: published.Cell
     rates = [r.rows_per_second * (1 + len(r.packed_with)) for r in all_records(runs) if r.rows_per_second]
     line["rows_per_second"] = f"{sum(rates) / len(rates):.0f}" if rates else ""  # of whole packed runs, in training
     return line | {"scores": found, "sure": {}}
+
+
+def _differing(one: RunRecord, other: RunRecord) -> str:
+    """The config keys in which two records differ, with both values; else weights or data."""
+
+    def flat(config: dict, prefix: str = "") -> dict:
+        return {name: leaf for key, value in config.items() for name, leaf in
+                (flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}).items()}  # fmt: skip
+
+    a, b = flat(one.config), flat(other.config)
+    keys = [f"{key} ({a.get(key)} and {b.get(key)})" for key in sorted(a | b) if a.get(key) != b.get(key)]
+    return ", ".join(keys[:5]) + ", .." * (len(keys) > 5) if keys else "weights or data"
 
 
 def lookup(record: RunRecord, key: str) -> object:

@@ -12,6 +12,7 @@ WORDS = {
     bool: "true or false",
     str: "a text",
     types.NoneType: "null",
+    object: "anything",
     list: "a list",
     dict: "a mapping",
 }

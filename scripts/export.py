@@ -1,14 +1,17 @@
 """Write a trained adapter for other libraries.
 
     python scripts/export.py run=RUN to=DIR [which=best|last] [merged=true] [output_dir=outputs] [backbone.path=DIR]
+                             [base=NAME]
 
 RUN is a record, an adapter file, or <experiment>/<task>/<method>-<hash> for all its seeds (one with -s<seed>). DIR becomes
-a PEFT LoRA adapter, or with merged=true a plain transformers checkpoint; either has the head and a model card.
+a PEFT LoRA adapter, or with merged=true a plain transformers checkpoint; either has the head and a model card. NAME is the
+backbone's name on a hub, for weights that are in a folder only; that folder is not named.
 """
 
 import sys
 
-OPTIONS = {"run": None, "to": None, "which": "best", "merged": "false", "output_dir": "outputs", "backbone.path": None}
+OPTIONS = {"run": None, "to": None, "which": "best", "merged": "false", "output_dir": "outputs", "backbone.path": None,
+           "base": None}  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:
@@ -29,7 +32,7 @@ def main(arguments: list[str]) -> int:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        folders = export(options["run"], options["to"], which=options["which"], merged=merged,
+        folders = export(options["run"], options["to"], which=options["which"], merged=merged, base=options["base"],
                          output_dir=options["output_dir"], backbone_path=options["backbone.path"])  # fmt: skip
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""List a grid's points as done, running, failed or missing: `python scripts/status.py [TABLE ...] [overrides]`."""
+"""List a grid's points as done, refused, running, failed or missing: `python scripts/status.py [TABLE ...] [overrides]`."""
 
 import collections
 import sys
@@ -6,9 +6,11 @@ import sys
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from melora_bench.grid import points
+from melora_bench.grid import experiment, points
 from melora_bench.points import Point, compose_run
 from melora_bench.tables import load_grid
+
+STATES = ("done", "refused", "running", "failed", "missing")
 
 
 def main(arguments: list[str]) -> int:
@@ -25,26 +27,38 @@ def main(arguments: list[str]) -> int:
 def show(table: str, overrides: list[str], alone: bool = True) -> bool:
     """Print the states of a table's points; False, saying so, if a selection among several tables leaves it none."""
     totals: collections.Counter = collections.Counter()
+    grid = load_grid(table)
     try:
-        jobs = points(load_grid(table)["table"], overrides)
+        jobs = points(grid["table"], overrides)
     except ValueError as error:
         if alone:
             raise
         print(f"{table}: {error}\n")
         return False
+    name, trial = experiment(grid, overrides)
     for job in jobs:
-        point = Point.of(*compose_run([f"table={table}", *job]))
+        point = Point.of(*compose_run([f"table={table}", *job, f"experiment={name}"]))
         states = {seed: point.state(seed) for seed in point.config["seeds"]}
+        refused = _refusals(point, [seed for seed in states if states[seed] == "done"])
+        states |= dict.fromkeys(refused, "refused")
         totals.update(states.values())
-        groups = {
-            state: [seed for seed in states if states[seed] == state]
-            for state in ("done", "running", "failed", "missing")
-        }
+        groups = {state: [seed for seed in states if states[seed] == state] for state in STATES}
         text = "  ".join(f"{state} {seeds}" for state, seeds in groups.items() if seeds)
         print(f"{' '.join(job):60}  {point.name}  {text}")
-    counts = ", ".join(f"{totals[state]} {state}" for state in ("done", "running", "failed", "missing"))
-    print(f"{table}: {counts}\n")
+        for reason in refused.values():
+            print(f"  refused: {reason}")
+    counts = ", ".join(f"{totals[state]} {state}" for state in STATES if totals[state] or state != "refused")
+    print(f"{table}{f' (experiment={name})' if trial else ''}: {counts}\n")
     return True
+
+
+def _refusals(point: Point, seeds: list[int]) -> dict[int, str]:
+    """Imported where there is a record only: it takes torch."""
+    if not seeds:
+        return {}
+    from melora_bench.inputs import refusals
+
+    return refusals(point, seeds)
 
 
 if __name__ == "__main__":

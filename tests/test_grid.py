@@ -133,9 +133,9 @@ def failed(of: Point, seed: int) -> None:
 
 def test_status_counts_done_running_failed_and_missing(mine, capsys, tmp_path):
     overrides, of = mine
-    name = tmp_path / "results" / "runs" / "mplora_table2" / "mrpc" / f"{of.name}-s0.json"
-    name.parent.mkdir(parents=True)
-    name.write_text("{}")
+    made = record(method="mplora", n=2)
+    made.run_id = of.run_id(0)
+    made.save(tmp_path / "results")
     failed(of, 0)  # an error that a later run made good
     failed(of, 2)
     status.show("mplora_table2", overrides)
@@ -147,6 +147,11 @@ def test_status_counts_done_running_failed_and_missing(mine, capsys, tmp_path):
         status.show("mplora_table2", overrides)
     line, total = capsys.readouterr().out.strip().splitlines()
     assert line.split("  ")[-2:] == ["done [0]", "running [1, 2, 3, 4]"]
+    (tmp_path / "results" / "runs" / f"{of.run_id(0)}.json").write_text("{}")
+    status.show("mplora_table2", overrides)
+    line, reason, total = capsys.readouterr().out.strip().splitlines()
+    assert "refused [0]" in line and "has schema None" in reason
+    assert total == "mplora_table2: 0 done, 1 refused, 0 running, 1 failed, 3 missing"
 
 
 def test_states_in_the_order_in_which_they_count(mine):

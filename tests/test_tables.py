@@ -92,7 +92,7 @@ def test_a_missing_split_is_other_data(tmp_path):
     one, two, three = (record(seed=seed) for seed in range(3))
     two.data["validation"] = three.data["validation"] = None
     assert len(collect(TABLE, [two, three], tmp_path)) == 1
-    with pytest.raises(ValueError, match="different configs, weights or data"):
+    with pytest.raises(ValueError, match="differ in weights or data"):
         collect(TABLE, [one, two], tmp_path)
 
 

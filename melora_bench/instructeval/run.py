@@ -15,8 +15,9 @@ from accelerate import Accelerator
 from omegaconf import DictConfig, OmegaConf
 
 from melora_bench import checkpoints, export, records
-from melora_bench.backbones import Backbone, check_dtype
+from melora_bench.backbones import Backbone, check_device, check_dtype
 from melora_bench.files import claimed, sha256_file
+from melora_bench.inputs import difference, inputs_of_record, named
 from melora_bench.instructeval import sandbox
 from melora_bench.instructeval.base import Benchmark
 from melora_bench.instructeval.harness import check_harness, harness_scores
@@ -33,6 +34,7 @@ class Scored:
     """A model to score, and what its record says of it."""
 
     build: Callable[[], tuple[torch.nn.Module, Backbone]]
+    weights: Callable[[], str]  # sha256 of the frozen ones
     experiment: str
     seed: int
     choices: dict
@@ -57,8 +59,10 @@ def score(cfg: DictConfig, choices: dict) -> list[Path]:
 
 
 def _score(config: dict, choices: dict) -> list[Path]:
+    records.check_experiment(config["experiment"])
     if config["precision"] not in ("no", *DTYPES):
         raise ValueError(f"precision={config['precision']!r} is unknown: use no, bf16 or fp16")
+    check_device(config["precision"])
     if config["protocol"] not in ("instructeval", "lm_eval"):
         raise ValueError(f"protocol={config['protocol']!r} is unknown: use instructeval or lm_eval")
     benchmark, source = (build(config[group], group) for group in ("task", "data"))
@@ -147,7 +151,7 @@ def _one(config: dict, choices: dict, scored: Scored, benchmark, loaded) -> Path
     path = Path(config["results_dir"], "runs", f"{run_id}.json")
     with claimed(Path(config["output_dir"], "runs", f"{run_id}.lock")) as mine:
         if path.exists():
-            _same_questions(path, loaded.origin)
+            _check_inputs(path, loaded.origin, scored)
             log.info("skip  %s  %s is recorded: %s", benchmark.label, name, path)
         elif mine:
             record = _record(config, choices, scored, benchmark, loaded, identity, run_id)
@@ -162,12 +166,14 @@ def _one(config: dict, choices: dict, scored: Scored, benchmark, loaded) -> Path
     return path
 
 
-def _same_questions(path: Path, origin: dict) -> None:
-    """Raises ValueError for a record of other files than those at hand, which its hash does not see."""
-    scored = records.load(path).data["test"]
-    if scored["sha256"] != [origin["sha256"]]:
-        raise ValueError(f"{path} is a score on {scored['label']} of other files (sha256 {scored['sha256'][0][:10]}) than the "
-                         f"{origin['label']} asked for ({origin['sha256'][:10]}): give another results_dir")  # fmt: skip
+def _check_inputs(path: Path, origin: dict, scored: Scored) -> None:
+    """Raises ValueError for a record of other questions, weights or adapters than those at hand, which its hash does not
+    see."""
+    here = named({"test": [origin["sha256"]]}, scored.weights(), scored.init_from and scored.init_from["sha256"])
+    record = records.load(path)
+    if differing := difference(inputs_of_record(record), here):
+        raise ValueError(f"{path} is the score of other inputs than {origin['label']}, weights and adapters at hand "
+                         f"({differing}): give another results_dir, or delete that record to score again")  # fmt: skip
 
 
 def _record(config: dict, choices: dict, scored: Scored, benchmark, loaded, identity: dict, run_id: str) -> RunRecord:
@@ -226,8 +232,9 @@ def _models(config: dict, choices: dict) -> Iterator[Scored]:
         chosen = {"method": "head", "backbone": choices["backbone"], "recipe": None}
         own = records.identity({"backbone": config["backbone"]}) | {"method": {"version": 1}}
         yield Scored(
-            build=lambda: _untrained(config["backbone"]), experiment=config["experiment"], seed=0, choices=chosen,
-            config=own, init_from=None, at={"epoch": 0, "step": 0},
+            build=lambda: _untrained(config["backbone"]),
+            weights=lambda: build(config["backbone"], "backbone").origin()["sha256"],
+            experiment=config["experiment"], seed=0, choices=chosen, config=own, init_from=None, at={"epoch": 0, "step": 0},
         )  # fmt: skip
         return
     files = export.find(config["run"], config["which"], config["output_dir"])
@@ -236,6 +243,7 @@ def _models(config: dict, choices: dict) -> Iterator[Scored]:
         about = checkpoints.account(file)
         yield Scored(
             build=lambda file=file: _trained(file, config["backbone"]["path"]),
+            weights=lambda about=about: about["model"]["sha256"],
             experiment=about["run_id"].split("/")[0], seed=about["seed"], choices=about["choices"], config=about["config"],
             init_from={"source": about["run_id"], "run_id": about["run_id"], "sha256": sha256_file(file)},
             at={"epoch": about["epoch"], "step": about["step"]},

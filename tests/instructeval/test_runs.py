@@ -130,7 +130,7 @@ def test_a_score_on_other_files_is_no_score_on_these(place, tmp_path):
     [path] = scored("mmlu", scoring)
     before, [file] = path.read_bytes(), sorted((tmp_path / "instruct" / "mmlu" / "test").glob("*.csv"))[:1]
     file.write_text(file.read_text().replace("?", "??"))
-    with pytest.raises(ValueError, match=r"is a score on MMLU of other files .*: give another results_dir"):
+    with pytest.raises(ValueError, match=r"is the score of other inputs .*data test: .*: give another results_dir"):
         scored("mmlu", scoring)
     assert path.read_bytes() == before
 

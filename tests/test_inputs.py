@@ -1,0 +1,214 @@
+"""Work that was done before stands for the work asked for only while data, weights and start are the same."""
+
+import logging
+import shutil
+
+import pytest
+import status
+from conftest import run_point
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from test_training import curves
+
+from melora_bench import files, inputs, records
+from melora_bench.records import parts
+from melora_bench.run import RunError
+from melora_bench.training import Trainer
+
+
+@pytest.fixture
+def own(tiny_overrides, tiny_roberta, tiny_data, tmp_path) -> list[str]:
+    """The tiny run's overrides, with copies of its data and model under tmp_path to change."""
+    shutil.copytree(tiny_data, tmp_path / "data")
+    shutil.copytree(tiny_roberta, tmp_path / "model")
+    return [*tiny_overrides, f"data.root={tmp_path}/data", f"backbone.path={tmp_path}/model", "seeds=[0,1]"]
+
+
+def flip_labels(tmp_path, split: str = "train") -> None:
+    path = tmp_path / "data" / "sst2" / f"{split}.csv"
+    head, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([head, *(f"{line[:-1]}{1 - int(line[-1])}" for line in lines)]) + "\n")
+
+
+def change_weights(path) -> None:
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file({key: value + 0.5 for key, value in load_file(path).items()}, path, metadata=metadata)
+
+
+CHANGES = {
+    "data train": lambda tmp_path: flip_labels(tmp_path),
+    "data validation": lambda tmp_path: flip_labels(tmp_path, "validation"),
+    "weights": lambda tmp_path: change_weights(tmp_path / "model" / "model.safetensors"),
+}
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_a_record_of_other_inputs_is_no_skip(key, own, tmp_path):
+    """The line says what differs and the two ways on; the record stays, and nothing is trained."""
+    made = run_point(own)
+    assert run_point(own) == []
+    before = [path.read_bytes() for path in made]
+    CHANGES[key](tmp_path)
+    with pytest.raises(RunError, match=rf"s0\.json is the record of other inputs \({key}: sha256 \w+ there, sha256 \w+ here\)"
+                                       r": give experiment=NAME to keep both, or delete that record"):  # fmt: skip
+        run_point(own)
+    assert [path.read_bytes() for path in made] == before
+    assert len(run_point([*own, "experiment=other"])) == 2
+    made[0].unlink()
+    made[1].unlink()
+    assert run_point(own) == made and made[0].read_bytes() != before[0]
+
+
+def test_a_split_that_appears_later_is_other_data(own, tmp_path):
+    mnli = tmp_path / "data" / "mnli"
+    mnli.mkdir()
+    for split in ("train", "validation_matched"):
+        rows = ["premise,hypothesis,label", *(f"good,bad {i},{i % 3}" for i in range(24))]
+        (mnli / f"{split}.csv").write_text("\n".join(rows))
+    own = [*own, "task=mnli", "epochs=1"]
+    run_point(own)
+    assert run_point(own) == []
+    shutil.copy(mnli / "validation_matched.csv", mnli / "validation_mismatched.csv")
+    with pytest.raises(RunError, match=r"data validation_mismatched: none there, sha256 \w+ here"):
+        run_point(own)
+
+
+@pytest.mark.parametrize("kind", ["run", "folder"])
+def test_a_start_that_was_replaced(kind, own, tmp_path):
+    [first, _] = run_point([*own, "experiment=first"])
+    name = records.load(first).run_id.removesuffix("-s0")
+    folder = tmp_path / "outputs" / "runs" / f"{name}-s0"
+    start = [*own, "seeds=[0]", f"init_from={folder if kind == 'folder' else name}"]
+    run_point(start)
+    assert run_point(start) == []
+    change_weights(folder / "last.safetensors")
+    with pytest.raises(RunError, match=r"the record of other inputs \(start: sha256 \w+ there, sha256 \w+ here\)"):
+        run_point(start)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_record_that_cannot_be_read_is_not_done(content, own):
+    made = run_point(own)
+    made[1].write_text(content)
+    with pytest.raises(RunError, match=r"s1\.json .*(not valid JSON|has schema).*delete it and run that point again"):
+        run_point(own)
+
+
+def test_a_record_stands_where_its_data_are_not_at_hand(own, tmp_path, caplog):
+    """With a warning, once, however many records there are."""
+    run_point(own)
+    shutil.rmtree(tmp_path / "data")
+    inputs._warn.cache_clear()
+    with caplog.at_level(logging.WARNING, logger="melora_bench"):
+        assert run_point(own) == []
+        assert run_point(own) == []
+    assert [record.getMessage() for record in caplog.records if "not compared" in record.getMessage()] == [
+        f"records are not compared with their data and weights, which are not at hand: data.root={tmp_path}/data has no folder "
+        "sst2/ with its splits as .parquet, .jsonl or .csv"
+    ]
+
+
+def test_status_says_what_a_start_would(own, tmp_path, capsys):
+    """In words, by seed; the other seeds' records count."""
+    table = ["quickstart", "task=movie", "method=lora"]
+    (tmp_path / "data" / "sst2").rename(tmp_path / "data" / "movie")
+    kept = [item for item in own if not item.startswith(("task=", "backbone="))]
+    command = ["table=quickstart", *table[1:], "backbone=roberta_base", *kept, "experiment=mine", "hydra.mode=RUN"]
+    made = run_point(command)
+    asked = [*table, "backbone=roberta_base", *kept, "experiment=mine"]
+    assert status.main(asked) == 0
+    assert "quickstart: 2 done, 0 running, 0 failed, 0 missing" in capsys.readouterr().out
+    made[1].write_text("")
+    status.main(asked)
+    out = capsys.readouterr().out
+    assert "done [0]  refused [1]" in out and f"refused: {made[1]} is not valid JSON" in out
+    change_weights(tmp_path / "model" / "model.safetensors")
+    made[1].unlink()
+    status.main(asked)
+    out = capsys.readouterr().out
+    assert "refused [0]  missing [1]" in out and f"refused: {made[0]} is the record of other inputs (weights: " in out
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.fixture
+def begun(own, monkeypatch):
+    """A run that died after its first epoch."""
+    real = Trainer.train_round
+
+    def dies(self, on_step):
+        if self.step:
+            raise Interrupted
+        real(self, on_step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_round", dies)
+        with pytest.raises(RunError, match="Interrupted"):
+            run_point(own)
+    return own
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_a_checkpoint_does_not_go_on_with_other_inputs(key, begun, tmp_path):
+    [checkpoint] = (tmp_path / "outputs").rglob("checkpoint.pt")
+    before = checkpoint.read_bytes()
+    CHANGES[key](tmp_path)
+    with pytest.raises(
+        RunError, match=rf"was begun as another run \({key}: .*\): give experiment=NAME to keep both, or delete"
+    ):
+        run_point(begun)
+    assert checkpoint.read_bytes() == before and not list((tmp_path / "results").rglob("*.json"))
+    checkpoint.unlink()
+    assert len(run_point(begun)) == 2
+
+
+def test_fewer_rows_are_another_schedule(begun, tmp_path):
+    """The file lost its last rows: fewer steps, other data; the first that differs is named."""
+    path = tmp_path / "data" / "sst2" / "train.csv"
+    path.write_text("\n".join(path.read_text().splitlines()[:33]) + "\n")
+    with pytest.raises(RunError, match=r"was begun as another run \(steps: 10 there, 4 here\)"):
+        run_point(begun)
+
+
+def test_who_trained_the_first_epochs_is_recorded(begun, own, tmp_path, monkeypatch, caplog):
+    """A run that goes on with other code or on another device lists its parts; its numbers are those of an unbroken one."""
+    monkeypatch.setattr(records, "git_state", lambda: {"commit": "f" * 40, "dirty": True})
+    monkeypatch.setattr(records, "code_sha256", lambda: "c" * 64)
+    with caplog.at_level(logging.WARNING, logger="melora_bench"):
+        made = [records.load(path) for path in run_point(begun)]
+    assert "goes on with other code, versions or device than it was begun with" in caplog.text
+    [earlier] = made[0].env["earlier"]
+    assert earlier["until_epoch"] == 1 and earlier["git"] != made[0].git == {"commit": "f" * 40, "dirty": True}
+    assert earlier["code"] != "c" * 64 and earlier["env"]["device"] == made[0].env["device"]
+    assert [git["commit"] for git, _ in parts(made[0])] == [earlier["git"]["commit"], "f" * 40]
+    whole = run_point([*own, f"results_dir={tmp_path}/whole", f"output_dir={tmp_path}/whole"])
+    assert [curves(path) for path in whole] == [curves(record.path(tmp_path / "results")) for record in made]
+    assert "earlier" not in records.load(whole[0]).env
+
+
+def test_a_run_that_goes_on_unchanged_has_one_part(begun):
+    made = [records.load(path) for path in run_point(begun)]
+    assert made[0].resumed_at == [1] and "earlier" not in made[0].env and len(parts(made[0])) == 1
+
+
+def test_instructions_are_compared_too(alpaca_overrides, tiny_alpaca, tmp_path):
+    root = shutil.copy(tiny_alpaca, tmp_path / "rows.json")
+    command = [*alpaca_overrides, f"data.root={root}", "epochs=1"]
+    run_point(command)
+    assert run_point(command) == []
+    root.write_text(root.read_text().replace("Say", "Tell"))
+    with pytest.raises(RunError, match=r"the record of other inputs \(data train: "):
+        run_point(command)
+
+
+def test_hashing_again_reads_only_what_changed(tmp_path, monkeypatch):
+    """A large file is read once, and again when it was written."""
+    path, read = tmp_path / "x", []
+    path.write_text("one")
+    monkeypatch.setattr(files, "sha256_file", lambda path: read.append(path) or path.read_text())
+    assert [files.sha256_once(path), files.sha256_once(path)] == ["one", "one"] and len(read) == 1
+    path.write_text("other")
+    assert files.sha256_once(path) == "other" and len(read) == 2
