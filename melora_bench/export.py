@@ -97,7 +97,7 @@ def _own(group: str, choice: str) -> dict:
 
 
 def export(
-    run: str, to: str, *, which: str, merged: bool, output_dir: str, backbone_path: str | None, base: str | None
+    run: str, to: str, *, which: str, merged: bool, output_dir: str, backbone_path: str | None, base: str | None = None
 ) -> dict[Path, float | None]:
     """Write the folder `to`, with one folder s<seed> in it per seed if `run` names several: all of it, or nothing. `base` is
     the public name of the backbone that the folders are to give.

@@ -59,6 +59,17 @@ PAIR = ("sentence1", "sentence2", "label")
         (["seeds=[0,-1]"], r"seeds=\[0, -1\] must be whole numbers from 0 on"),
         (["seeds=[0.5]"], r"seeds=\[0\.5\] must be whole numbers from 0 on"),
         (["precision=fp8"], r"precision='fp8' is unknown: use no, bf16 or fp16"),
+        (["lr=1e30"], r"lr=1e\+30 must be a positive number, at most 1,000,000"),
+        (["weight_decay=1e38"], r"weight_decay=1e\+38 must be a number from 0 on, at most 1,000,000"),
+        (["method.alpha=1e38"], r"method\.alpha=1e\+38 must be at most 1,000,000"),
+        (["method=mplora", "method.penalty_weight=1e38"], r"method\.penalty_weight=1e\+38 must be at most 1,000,000"),
+        (["method.alpha=inf"], r"method\.alpha=inf must be a finite number"),
+        (["method.lora_dropout=nan"], r"method\.lora_dropout=nan must be a finite number"),
+        (["experiment=ablation/lr"], r"experiment=ablation/lr must be one folder's name"),
+        (["experiment=.."], r"experiment=\.\. must be one folder's name"),
+        (["experiment=/tmp/x"], r"experiment=/tmp/x must be one folder's name"),
+        (["experiment='a b'"], r"experiment=a b must be one folder's name"),
+        (["experiment=''"], r"experiment= must be one folder's name"),
         (["task.metrics=[bleu]"], r"metric 'bleu' is unknown: use one of accuracy, f1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -85,6 +96,11 @@ def test_an_unexpected_key(key, there, refused):
 
 def test_an_unexpected_key_at_the_top(refused):
     refused(r"epoch\b", "+epoch=3")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device has fp16")
+def test_a_precision_that_this_machine_does_not_have(refused):
+    refused(r"precision=fp16 needs a CUDA device, and there is none here: use precision=bf16 or no", "precision=fp16")
 
 
 # ---- data

@@ -20,8 +20,10 @@ from test_contract import METHODS, PACKING
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from melora_bench import records
+from melora_bench.export import _base
 from melora_bench.methods.base import merge
 from melora_bench.methods.interchange import NOTHING_ADAPTED, PREFIX, to_peft
+from melora_bench.points import build
 from melora_bench.records import ROOT, best_epoch
 
 HEAD = "classifier."
@@ -173,7 +175,7 @@ def test_adapter_files(name, trained, export, tiny_roberta, tmp_path):
     assert len(head) == 4 and len(tensors) == 2 * len(ranks) + 4
     assert all(torch.equal(tensors[key], value) for key, value in head.items())
     fixed = {"peft_type": "LORA", "task_type": "SEQ_CLS", "modules_to_save": ["classifier"], "bias": "none",
-             "lora_dropout": 0.0, "inference_mode": True, "base_model_name_or_path": str(tiny_roberta),
+             "lora_dropout": 0.0, "inference_mode": True, "base_model_name_or_path": None,
              "revision": None}  # fmt: skip
     assert {key: config[key] for key in fixed} == fixed
     own = {"r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern"}
@@ -305,11 +307,45 @@ def test_model_card(which, merged, long, export, tiny_roberta, tmp_path):
     assert rows["run"] == f"{record.run_id}, config hash {record.config_hash}"
     commit = record.git["commit"] or "unknown"
     assert rows["melora_bench commit"] == commit + " with local changes" * bool(record.git["dirty"])
-    assert text.startswith(f"---\nlibrary_name: {'transformers' if merged == 'true' else 'peft'}\nbase_model: ")
+    assert text.startswith(f"---\nlibrary_name: {'transformers' if merged == 'true' else 'peft'}\n---\n")
     scope = {}
-    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1].replace("this folder", str(tmp_path / "a")), scope)
+    example = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1].replace("this folder", str(tmp_path / "a"))
+    exec(example.replace("the backbone's folder", str(tiny_roberta)), scope)
     loaded = stock(tmp_path / "a", tiny_roberta) if merged == "false" else plain(tmp_path / "a")
     assert gap(scope["model"], loaded, tiny_roberta) == 0
+
+
+@pytest.mark.parametrize("merged", ["false", "true"])
+def test_the_base_that_a_folder_names(merged, long, export, tiny_roberta, tmp_path, monkeypatch):
+    """Never a folder of this machine: the name that is given, the hub's of the same weights, or none; no file of the export
+    holds a path."""
+    run = {"run": long[0].run_id, "merged": merged}
+    monkeypatch.setattr("melora_bench.export.PUBLIC", {long[0].model["sha256"]: "somebody/public"})
+    assert export(**run, to=tmp_path / "public")[0] == 0
+    assert export(**run, to=tmp_path / "given", base=tiny_roberta)[0] == 0
+    monkeypatch.setattr("melora_bench.export.PUBLIC", {})
+    assert export(**run, to=tmp_path / "none")[0] == 0
+    for place, base in (("public", "somebody/public"), ("given", str(tiny_roberta)), ("none", None)):
+        text = (tmp_path / place / "README.md").read_text()
+        assert (f"base_model: {json.dumps(base)}\n" in text) == (base is not None)
+        if merged == "false":
+            config = json.loads((tmp_path / place / "adapter_config.json").read_text())
+            assert (config["base_model_name_or_path"], config["revision"]) == (base, None)
+    for path in [*(tmp_path / "public").iterdir(), *(tmp_path / "none").iterdir()]:
+        assert str(tiny_roberta).encode() not in path.read_bytes()
+    if merged == "false":  # the example of a folder that names its base
+        text = (tmp_path / "given" / "README.md").read_text()
+        scope = {}
+        exec(
+            re.search(r"```python\n(.*?)```", text, re.DOTALL)[1].replace("this folder", str(tmp_path / "given")), scope
+        )
+        assert gap(scope["model"], stock(tmp_path / "none", tiny_roberta), tiny_roberta) == 0
+
+
+def test_the_embedded_weights_have_a_public_name():
+    """What the default backbone's adapters name as their base is the hub's repository of the same bytes."""
+    backbone = build(composed(["backbone=minilm"]).backbone, "backbone")
+    assert _base(backbone, None) == "sentence-transformers/all-MiniLM-L6-v2"
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -1,6 +1,8 @@
 """The points of a table's grid, narrowed from the command line, and their states as scripts/status.py prints them."""
 
 import re
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -9,10 +11,10 @@ from conftest import composed
 from omegaconf import OmegaConf
 from synthetic import record
 
-from melora_bench.grid import points
+from melora_bench.grid import experiment, points
 from melora_bench.points import Point
-from melora_bench.records import ROOT
-from melora_bench.tables import load_grid
+from melora_bench.records import ROOT, is_plain_name
+from melora_bench.tables import assemble, load_grid
 
 TABLES = sorted(path.stem for path in (ROOT / "configs" / "table").glob("*.yaml"))
 
@@ -106,6 +108,60 @@ def test_a_row_with_another_backbone_of_its_own_is_left_out():
 def test_nothing_left_is_refused_with_what_there_is(overrides, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         grid("mplora_table2", *overrides)
+
+
+@pytest.mark.parametrize("overrides", [
+    [], ["seeds=[0,1]"], ["task=mrpc", "method=lora"], ["method.n=4"], ["data=local", "data.root=/x"], ["backbone=minilm"],
+    ["backbone.path=/x"], ["results_dir=/x", "output_dir=/y", "tracker=wandb", "shard=true", "compile=true"],
+    ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], ["experiment=mine", "epochs=1"],
+])  # fmt: skip
+def test_what_leaves_a_grid_in_its_own_experiment(overrides):
+    """Which points, where files are, who trains them, on which backbone; and a name of the user's has the last word."""
+    name, trial = experiment(load_grid("mplora_table2"), overrides)
+    assert (name, trial) == ("mine" if overrides and overrides[0] == "experiment=mine" else "mplora_table2", [])
+
+
+@pytest.mark.parametrize(("overrides", "name"), [
+    (["max_train_rows=32"], "mplora_table2-max_train_rows-32"),
+    (["task=mrpc", "epochs=1", "batch_size=8"], "mplora_table2-batch_size-8-epochs-1"),
+    (["precision=bf16"], "mplora_table2-precision-bf16"),
+    (["method.alpha=8"], "mplora_table2-method.alpha-8"),
+    (["recipe=quick"], "mplora_table2-recipe-quick"),
+    (["data.splits.train=train_small"], "mplora_table2-data.splits.train-train_small"),
+    (["+note=../../x"], "mplora_table2-note-..-..-x"),
+])  # fmt: skip
+def test_a_trial_gets_an_experiment_of_its_own(overrides, name):
+    """In whatever order it was typed; a name is one part of a path, and not too long for one."""
+    grid = load_grid("mplora_table2")
+    assert experiment(grid, overrides)[0] == experiment(grid, overrides[::-1])[0] == name
+    long, other = (experiment(grid, [f"method.target_modules=[{'x' * 300}{end}]"])[0] for end in "ab")
+    assert long != other and len(long) < 100 and is_plain_name(long)
+
+
+def test_a_trial_of_a_table_does_not_poison_it(tiny_overrides, tmp_path, capsys, monkeypatch):
+    """Its records go to an experiment of their own, which is said first, and which status, plan and tables find by the same
+    overrides; the table of the table's own records is what it was."""
+    kept = [
+        item for item in tiny_overrides if not item.startswith(("task=", "epochs=", "batch_size=", "backbone.name="))
+    ]
+    own = [*kept, "task=mrpc", "method=lora", "seeds=[0]"]
+    short = [*own, "epochs=1", "batch_size=16", "max_length=64"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "train.py"), "table=mplora_table2", *short, "max_train_rows=32"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    out = done.stdout + done.stderr
+    name = "mplora_table2-batch_size-16-epochs-1-max_length-64-max_train_rows-32"
+    assert done.returncode == 0, out
+    assert f"trial  batch_size=16 epochs=1 max_length=64 max_train_rows=32: records go to experiment={name}" in out
+    assert re.search(r"train  mrpc lora-\w+  seeds \[0\]  recipe=mplora/mrpc \(mplora's\): lr ", out)
+    [path] = (tmp_path / "results").rglob("*.json")
+    assert path.parent.parent.name == name
+    monkeypatch.setattr("melora_bench.inputs._warn", lambda text: pytest.fail(text))
+    assert status.main(["mplora_table2", *short, "max_train_rows=32"]) == 0
+    assert f"mplora_table2 (experiment={name}): 1 done, 0 running, 0 failed, 0 missing" in capsys.readouterr().out
+    assert assemble("mplora_table2", str(tmp_path / "results")).cells == {}
+    assert len(assemble("mplora_table2", str(tmp_path / "results"), name).cells) == 1
 
 
 def point(*overrides: str) -> Point:

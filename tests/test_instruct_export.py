@@ -136,8 +136,9 @@ def test_transformers_alone_computes_what_we_do(method, trained, exported, tiny_
 def test_the_adapters_readme_loads_it(trained, exported, tiny_llama):
     folder = exported(trained("method=lora"), merged=False)
     text, scope = (folder / "README.md").read_text(), {}
-    assert "AutoPeftModelForCausalLM" in text and "num_labels" not in text
-    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1].replace("this folder", str(folder)), scope)
+    assert "AutoModelForCausalLM" in text and "num_labels" not in text
+    example = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1].replace("this folder", str(folder))
+    exec(example.replace("the backbone's folder", str(tiny_llama)), scope)
     assert gap(scope["model"], stock(folder, tiny_llama), tiny_llama) == 0
 
 

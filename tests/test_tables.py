@@ -88,6 +88,23 @@ def test_two_configs_weights_or_data_sets_for_one_cell_are_refused_by_name(tmp_p
     assert len(collect(TABLE, [one, elsewhere], tmp_path)) == 2  # another cell may differ
 
 
+def test_two_configs_of_one_cell_are_told_apart(tmp_path):
+    """The line names the keys and both values."""
+    with pytest.raises(
+        ValueError, match=r"disagree on one cell .*: they differ in epochs \(\d+ and \d+\), max_train_rows \("
+    ):
+        collect(TABLE, [record(epochs=30), record(epochs=1, max_train_rows=32, seed=1)], tmp_path)
+
+
+def test_weights_of_a_folder_are_no_papers_backbone(tmp_path):
+    """However the config group is called, they stand under their own name and get no verdict."""
+    made = record()
+    made.model["name"] = "local-roberta"
+    [(backbone, _, _)] = collect(TABLE, [made], tmp_path)
+    assert backbone == "local-roberta"
+    assert "backbone local-roberta" in obstacle(made, TABLE | {"paper": "mplora"}, {})
+
+
 def test_a_missing_split_is_other_data(tmp_path):
     one, two, three = (record(seed=seed) for seed in range(3))
     two.data["validation"] = three.data["validation"] = None
