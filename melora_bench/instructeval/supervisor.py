@@ -7,6 +7,7 @@ the verdict of the first that has one: the program's process, or the supervisor 
 
 import contextlib
 import ctypes
+import errno
 import glob
 import os
 import resource
@@ -87,6 +88,19 @@ def is_mapped(path: str, ids: range) -> bool:
     with open(path) as file:
         maps = [[int(number) for number in line.split()] for line in file]
     return any(first <= ids[0] and ids[-1] < first + count for first, _, count in maps)
+
+
+def check_process_limit() -> None:
+    """Raises OSError for root of a container whose only id is the machine's root, whom no number of processes is too many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, hard))
+    with contextlib.suppress(BlockingIOError):
+        os.fork() or os._exit(0)
+        raise OSError(
+            errno.EPERM,
+            "no limit on processes binds the machine's root: start the container as another user, or map more ids",
+        )
+    resource.setrlimit(resource.RLIMIT_NPROC, (soft, hard))
 
 
 def enter_namespaces(number: int | None) -> None:
@@ -256,6 +270,8 @@ def supervise(isolation: str, cpu_seconds: int, folder: str, channel: socket.soc
     text = sys.stdin.buffer.read().decode("utf-8", "surrogatepass")
     rules = channel.recv(2**16)
     number = own_id()
+    if os.getuid() == 0 and number is None:
+        check_process_limit()
     with open(os.devnull) as null:
         os.dup2(null.fileno(), 0)
     os.umask(0o022)
