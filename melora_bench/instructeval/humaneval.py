@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from melora_bench.instructeval.base import Benchmark, Question, Subject, read_jsonl_gz, read_parquet, text_of
+from melora_bench.instructeval.tampering import tampering
 
 INSTRUCTION = (
     "Please complete the following Python code without providing any additional tasks such as testing or explanations\n"
@@ -32,15 +33,19 @@ class HumanEval(Benchmark):
         path = folder / "HumanEval.jsonl.gz"
         return [_subject(read_jsonl_gz(path), path)], [path]
 
-    def score(self, question: Question, output: str, execute: Callable[[str], bool] | None) -> dict[str, bool | None]:
-        """score: whether the program passes its tests; ceiling: whether the canonical solution does after the same cut.
+    def score(self, question: Question, output: str, execute: Callable[[str], bool] | None) -> dict:
+        """score: whether the program passes its tests; ceiling: whether the canonical solution does after the same cut;
+        tampering: what a passing program contains of that which lets wrong ones pass (see `tampering`).
 
         `execute(program)` runs a program and returns whether it ended well. There is no exact match: it is None.
         """
+        body = completion(output)
+        passed = execute(program(question, body))
         return {
-            "score": execute(program(question, completion(output))),
+            "score": passed,
             "exact": None,
             "ceiling": execute(program(question, completion(question.target))),
+            "tampering": tampering(question.details["prompt"], body) if passed else [],
         }
 
 

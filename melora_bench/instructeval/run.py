@@ -160,6 +160,9 @@ def _one(config: dict, choices: dict, scored: Scored, benchmark, loaded) -> Path
             log.info("done  %s  %s  %s  of %d questions  %.0f s  %s", about["label"], name,
                      " ".join(f"{key} {100 * value:.2f}" for key, value in metrics.items()),
                      about["rows"], record.wall_seconds, path)  # fmt: skip
+            if count := record.epochs[0]["report"].get("tampering"):
+                log.warning("%d of the passes override comparison or reach into the interpreter or the tests: read them, under "
+                            "`tampering` in %s", count, path.with_suffix(""))  # fmt: skip
         else:
             log.info("busy  %s  another process scores %s: left to it, or to a later start", benchmark.label, name)
             return None
@@ -191,11 +194,12 @@ def _record(config: dict, choices: dict, scored: Scored, benchmark, loaded, iden
         )  # fmt: skip
     seconds = time.perf_counter() - clock
     keys = [key for key in ("score", "exact", "ceiling") if found.get(key) is not None]
+    reported = [key for key in ("questions", "shots", "subjects", "examples_sha256", "tampering") if key in found]
     entry = {
         **scored.at, "train_loss": None, "penalty": None, "lr": None,
         "metrics": {key: round(found[key] / 100, 6) for key in keys},
         "halves": [{"score": round(value / 100, 6)} for value in found["halves"]],
-        "report": {key: found[key] for key in ("questions", "shots", "subjects", "examples_sha256")} | told,
+        "report": {key: found[key] for key in reported} | told,
     }  # fmt: skip
     data = found["data"]
     return RunRecord(

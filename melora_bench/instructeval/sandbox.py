@@ -1,32 +1,13 @@
 """Runs one generated Python program in a sandbox and says whether it came to its end.
 
-`isolation="namespaces"` (the default): own mount, process, network and IPC namespaces, made with unshare(2) and
-pivot_root(2), see namespaces(7). The program sees the system's and the interpreter's libraries, read-only, and an empty
-/tmp of 32 MB; no network, no other process, no file and no key of a user. It is user 65534 without capabilities, nor can it
-make a namespace to have them in. It is limited in memory (512 MB a process), processes (8, and every thread counts), open
-files, file size, CPU and wall-clock time. When it ends or its time is up, the kernel kills every process of its namespace.
-One small script (supervisor.py) does this for root and, inside a user namespace, for an ordinary user. bubblewrap and
+`isolation="namespaces"` (the default): no network, no other process, no file of a user. `isolation="process"`, for machines
+without namespaces, must be asked for: limits alone. docs/sandbox.md says what each keeps out and how a program passes.
+supervisor.py is the inner side, one script for root and, inside a user namespace, for an ordinary user. bubblewrap and
 unshare(1) would need the same kernel features, the same script inside for the limits and the verdict, and a second code path.
-
-`isolation="process"`, for machines without namespaces, must be asked for. It has the limits, an own session and folder,
-and ends the program's processes with it; but the network and every file that the program's user may read are open, and so
-are writing and making namespaces, with memory in them that no limit counts. Root runs the program as user 65534. An
-ordinary user runs it as himself: it may then change his files and kill his processes, this one included, and his other
-processes count against the limit of 8, so that it may not be able to fork.
-
-In both, a seccomp(2) filter refuses the calls for a user's keys and for memory outside the limits (System V, memfd_create)
-on x86_64 and aarch64. On other machines, and kernels without seccomp, such memory is bounded by the wall clock only, and keys
-may be reached.
-
-How a program passes: the harness around `exec(program)` takes a random secret from a socket before the program's first
-line and sends it back after the last one. Exit codes, output, os._exit, exec, what is written to or sent back on the
-descriptors, patched modules and forks do not produce it. This is no defence against deceit: program and harness share one
-interpreter, so a program that looks for the secret, in the frames that called it or in memory, finds it and passes
-(tests/instructeval/test_sandbox.py has one), as it could replace what its tests call. A score holds for models that do not
-try. Nor is this a defence against faults of the kernel.
 """
 
 import contextlib
+import logging
 import math
 import os
 import secrets
@@ -37,9 +18,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from melora_bench.instructeval.system_calls import filter_for
+
+log = logging.getLogger(__name__)
 ISOLATIONS = ("namespaces", "process")
 FOLDER = "melora_sandbox_"
 OUTPUT_BYTES = 16_384  # kept of what the program prints
@@ -54,7 +39,7 @@ REMEDY = {
     "namespaces": "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1 and "
     "kernel.apparmor_restrict_unprivileged_userns=0), or start the container with --privileged, or, on a machine that "
     "holds nothing of value, set isolation=process",
-    "process": "run as an ordinary user, or with an interpreter that user 65534 can read",
+    "process": "run as an ordinary user, or with an interpreter that every user can read",
 }
 
 
@@ -92,11 +77,12 @@ def run(program: str, *, allow_code_execution: bool, timeout: float = 3.0, isola
     channel, inner = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with (
         channel,
-        tempfile.TemporaryDirectory(prefix=FOLDER, ignore_cleanup_errors=True) as folder,
+        _folder() as folder,
         tempfile.TemporaryFile() as source,
     ):
         source.write(program.encode("utf-8", "surrogatepass"))
         source.seek(0)
+        channel.send(filter_for(os.uname().machine) if sys.maxsize > 2**32 else b"")  # other numbers at 32 bits
         channel.send(secret)
         with inner:
             process = subprocess.Popen(
@@ -123,6 +109,30 @@ def run(program: str, *, allow_code_execution: bool, timeout: float = 3.0, isola
     return Outcome(
         passed=reason == "passed", reason=reason, output=text, seconds=round(seconds, 3), isolation=isolation
     )
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[str]:
+    """A temporary folder, removed with all that a program can leave in it: folders nested by the thousand, or unreadable."""
+    path = tempfile.mkdtemp(prefix=FOLDER)
+    try:
+        yield path
+    finally:
+        try:
+            os.rmdir(path)
+        except OSError:
+            _remove(path)
+
+
+def _remove(path: str) -> None:
+    """By two commands that need neither stack nor path for a nested folder, and follow no link; at worst a warning."""
+    try:
+        for command in ("chmod", "-R", "u+rwX"), ("rm", "-rf"):
+            error = subprocess.run([*command, "--", path], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT).stderr
+    except OSError as missing:
+        error = str(missing)
+    if os.path.lexists(path):
+        log.warning("%s, which a generated program filled, cannot be removed: %s", path, error.strip()[:200])
 
 
 def _reason(answer: bytes | None) -> str:
@@ -165,8 +175,9 @@ def _drain(pipe, output: bytearray) -> None:
 
 
 def _stop(process: subprocess.Popen) -> None:
-    """SIGTERM: the supervisor kills all that it started and ends when they have."""
+    """SIGTERM: the supervisor kills all that it started and ends when they have; SIGCONT, should they have stopped it."""
     process.terminate()
+    process.send_signal(signal.SIGCONT)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(END_SECONDS)
     with contextlib.suppress(ProcessLookupError):

@@ -150,7 +150,10 @@ def _halves(benchmark: Benchmark, rows: dict[str, list[dict]]) -> list[dict]:
 
 
 def summarise(benchmark: Benchmark, rows: dict[str, list[dict]]) -> dict:
-    """Averages in percent over {subject: rows}: `score` (the protocol's), `exact`, and `ceiling` where there is one."""
+    """Averages in percent over {subject: rows}: `score` (the protocol's), `exact`, and `ceiling` where there is one.
+
+    `tampering`, where rows have it: how many passes contain what lets wrong programs pass.
+    """
     keys = [key for key in ("score", "exact", "ceiling") if any(key in row for each in rows.values() for row in each)]
 
     def mean(key: str, each: list[dict]) -> float | None:
@@ -164,6 +167,7 @@ def summarise(benchmark: Benchmark, rows: dict[str, list[dict]]) -> dict:
         macro = benchmark.average == "macro" and None not in values
         averages[key] = statistics.fmean(values) if macro else mean(key, everything)
     shots = Counter(row["shots"] for row in everything)
+    counted = {"tampering": sum(bool(row["tampering"]) for row in everything)} if "tampering" in everything[0] else {}
     return {
         "average": benchmark.average,
         "questions": len(everything),
@@ -172,6 +176,7 @@ def summarise(benchmark: Benchmark, rows: dict[str, list[dict]]) -> dict:
             str(number): shots[number] for number in sorted(shots, reverse=True)
         },  # how many questions had so many
         "subjects": subjects,
+        **counted,
     }
 
 

@@ -1,8 +1,8 @@
 """The sandbox's inner side: a script of the standard library alone that `sandbox.run` starts, never imported.
 
-It reads the program from stdin, takes away what a program must not have, forks, and runs the program in the fork. On its
-socket the host gets READY (or one line that says what cannot be set up), then the verdict of the first that has one: the
-program's process, or the supervisor when that process ended without a word.
+It reads the program from stdin and the filter of system calls from its socket, takes away what a program must not have,
+forks, and runs the program in the fork. On the socket the host gets READY (or one line that says what cannot be set up), then
+the verdict of the first that has one: the program's process, or the supervisor when that process ended without a word.
 """
 
 import contextlib
@@ -18,36 +18,36 @@ import sys
 from collections.abc import Callable
 
 READY = b"ready"
-NOBODY = 65534  # the user and group that the program runs as
+NOBODY = 65534  # the user and group that the program runs as, where the kernel maps but one id
+# Ids that nobody has: above those that systemd gives to containers; and, where these are not mapped, some of a container's.
+FREE = (range(0x70000000, 0x80000000), range(20_000, 60_000))
 MIB = 2**20
 LIMITS = {  # of each process, except NPROC: of all together
     resource.RLIMIT_AS: 512 * MIB,
     resource.RLIMIT_FSIZE: 16 * MIB,
     resource.RLIMIT_NOFILE: 32,
     resource.RLIMIT_NPROC: 8,
-    resource.RLIMIT_CORE: 0,
+    resource.RLIMIT_CORE: 1,  # a byte is no core dump; 0 would still start a handler that core_pattern names
+    resource.RLIMIT_MSGQUEUE: 0,
+    resource.RLIMIT_MEMLOCK: 0,
 }
 DISK = "size=32m,nr_inodes=4096"  # of /tmp, in memory
 SYSTEM = ("/usr", "/bin", "/lib", "/lib64", "/etc/ld.so.cache")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
-# Calls that are answered with ENOSYS: the keys of the user, and memory that no limit counts. By machine, linux/audit.h's
-# number of its calls, then keyctl, add_key, request_key, shmget, semget, msgget, memfd_create.
-WITHOUT = {
-    "x86_64": (0xC000003E, (250, 248, 249, 29, 64, 68, 319)),
-    "aarch64": (0xC00000B7, (219, 217, 218, 194, 190, 186, 279)),
-}
+KEYCTL = {"x86_64": 250, "aarch64": 219}  # the call's number
 
-# linux/sched.h, linux/mount.h, linux/prctl.h, linux/capability.h, linux/keyctl.h, linux/seccomp.h, linux/filter.h
+# linux/sched.h, linux/mount.h, linux/prctl.h, linux/capability.h, linux/keyctl.h, linux/seccomp.h, linux/landlock.h
 NEWNS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x00020000, 0x08000000, 0x10000000, 0x20000000, 0x40000000
 RDONLY, NOSUID, NODEV, REMOUNT, BIND, REC, PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
 LOCKED = 15  # the flags of a mount that a user namespace may not take back: ro, nosuid, nodev, noexec
 DETACH = 2
-PDEATHSIG, SECCOMP, SUBREAPER, NO_NEW_PRIVS = 1, 22, 36, 38
+PDEATHSIG, DUMPABLE, SECCOMP, SUBREAPER, NO_NEW_PRIVS = 1, 4, 22, 36, 38
 CAPABILITY_VERSION_3 = 0x20080522
 JOIN_SESSION_KEYRING = 1
 FILTER = 2
-KILL, REFUSE, ALLOW = 0x80000000, 0x00050000 | errno.ENOSYS, 0x7FFF0000
-LOAD, EQUAL, AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06
+CREATE_RULESET, RESTRICT_SELF = 444, 446
+VERSION = 1
+SCOPES = 3  # abstract sockets and signals
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
@@ -72,11 +72,42 @@ def write(path: str, text: str) -> None:
         file.write(text)
 
 
-def enter_namespaces() -> None:
-    """Own mounts, processes, network and System V memory; an ordinary user gets these inside an own user namespace."""
+def own_id() -> int | None:
+    """An id that no other process has, so that the limit on processes counts the program's alone.
+
+    Drawn, not counted: two containers may share the kernel's ids, and nothing else. None for who cannot change his id:
+    an ordinary user, and root where no FREE ids are mapped, as in a container of `unshare --map-root-user`.
+    """
+    for ids in () if os.getuid() else FREE:
+        if all(is_mapped(path, ids) for path in ("/proc/self/uid_map", "/proc/self/gid_map")):
+            return ids[int.from_bytes(os.urandom(8)) % len(ids)]
+    return None
+
+
+def is_mapped(path: str, ids: range) -> bool:
+    with open(path) as file:
+        maps = [[int(number) for number in line.split()] for line in file]
+    return any(first <= ids[0] and ids[-1] < first + count for first, _, count in maps)
+
+
+def check_process_limit() -> None:
+    """Raises OSError for root of a container whose only id is the machine's root, whom no number of processes is too many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, hard))
+    with contextlib.suppress(BlockingIOError):
+        os.fork() or os._exit(0)
+        raise OSError(
+            errno.EPERM,
+            "no limit on processes binds the machine's root: start the container as another user, or map more ids",
+        )
+    resource.setrlimit(resource.RLIMIT_NPROC, (soft, hard))
+
+
+def enter_namespaces(number: int | None) -> None:
+    """Own mounts, processes, network and System V memory; who has no other id gets these inside an own user namespace."""
     user, group = os.getuid(), os.getgid()
-    call(libc.unshare, NEWNS | NEWPID | NEWNET | NEWIPC | (NEWUSER if user else 0))
-    if user:
+    call(libc.unshare, NEWNS | NEWPID | NEWNET | NEWIPC | (NEWUSER if number is None else 0))
+    if number is None:
         write("/proc/self/setgroups", "deny")
         write("/proc/self/uid_map", f"{NOBODY} {user} 1")
         write("/proc/self/gid_map", f"{NOBODY} {group} 1")
@@ -129,37 +160,39 @@ def show(source: str, path: str) -> None:
         call(libc.mount, None, mount, None, REMOUNT | BIND | RDONLY | NOSUID | flags, None)
 
 
-def restrict(cpu_seconds: int) -> None:
-    """What the program's process loses for good: its session, keys, resources, root, capabilities, and gaining any."""
+def restrict(cpu_seconds: int, number: int | None, rules: bytes) -> None:
+    """What the program's process loses for good: its session, keys, resources, root, capabilities, most system calls."""
     os.setsid()
-    machine = WITHOUT.get(os.uname().machine) if sys.maxsize > 2**32 else None  # a 32-bit interpreter has other numbers
-    if machine:  # a new, empty keyring; a kernel without keys refuses
-        libc.syscall(machine[1][0], JOIN_SESSION_KEYRING, None)
+    if rules:  # a new, empty keyring; a kernel without keys refuses
+        libc.syscall(KEYCTL[os.uname().machine], JOIN_SESSION_KEYRING, None)
     for kind, value in {**LIMITS, resource.RLIMIT_CPU: cpu_seconds}.items():
         hard = resource.getrlimit(kind)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(kind, (value, value + 1 if kind == resource.RLIMIT_CPU and hard != value else value))
-    if os.getuid() == 0:  # the limit on processes does not bind root
+    if number is not None:  # the limit on processes does not bind root
         os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+        os.setresgid(number, number, number)
+        os.setresuid(number, number, number)
     header, nothing = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)()
     call(libc.capset, header, nothing)
     prctl(NO_NEW_PRIVS, 1)
     prctl(PDEATHSIG, signal.SIGKILL)
-    if machine:
+    enter_domain()
+    if rules:
+        code = ctypes.create_string_buffer(rules)
+        header = ctypes.create_string_buffer(struct.pack("HP", len(rules) // 8, ctypes.addressof(code)))
         with contextlib.suppress(OSError):  # a kernel without seccomp
-            refuse(*machine)
+            prctl(SECCOMP, FILTER, ctypes.addressof(header))
 
 
-def refuse(architecture: int, calls: tuple[int, ...]) -> None:
-    """A seccomp(2) filter of `calls`; another architecture's calls, which have other numbers, end the process."""
-    lines = [(LOAD, 0, 0, 4), (EQUAL, 1, 0, architecture), (RETURN, 0, 0, KILL), (LOAD, 0, 0, 0)]
-    lines += [line for number in calls for line in ((EQUAL, 0, 1, number), (RETURN, 0, 0, REFUSE))]
-    lines += [(AT_LEAST, 0, 1, 2**30), (RETURN, 0, 0, REFUSE), (RETURN, 0, 0, ALLOW)]  # 2**30: x32's numbers
-    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in lines))
-    header = ctypes.create_string_buffer(struct.pack("HP", len(lines), ctypes.addressof(code)))
-    prctl(SECCOMP, FILTER, ctypes.addressof(header))
+def enter_domain() -> None:
+    """landlock(7): who is in the domain neither signals nor traces who is not. Before Linux 6.12, signals are free."""
+    if libc.syscall(CREATE_RULESET, None, 0, VERSION) < 6:
+        return
+    fields = struct.pack("QQQ", 0, 0, SCOPES)
+    ruleset = libc.syscall(CREATE_RULESET, fields, len(fields), 0)
+    call(libc.syscall, RESTRICT_SELF, ruleset, 0)
+    os.close(ruleset)
 
 
 def execute(text: str, channel: socket.socket) -> None:
@@ -235,13 +268,17 @@ def _signal(pids: set[int], number: int) -> None:
 
 def supervise(isolation: str, cpu_seconds: int, folder: str, channel: socket.socket) -> None:
     text = sys.stdin.buffer.read().decode("utf-8", "surrogatepass")
+    rules = channel.recv(2**16)
+    number = own_id()
+    if os.getuid() == 0 and number is None:
+        check_process_limit()
     with open(os.devnull) as null:
         os.dup2(null.fileno(), 0)
     os.umask(0o022)
     prctl(PDEATHSIG, signal.SIGTERM)
     write("/proc/self/oom_score_adj", "1000")  # short of memory, the kernel kills this first
     if isolation == "namespaces":
-        enter_namespaces()
+        enter_namespaces(number)
         init = os.fork()  # process 1 of the new namespace: when it ends, the kernel kills all others there
         if init:
             wait_for(init)
@@ -251,11 +288,12 @@ def supervise(isolation: str, cpu_seconds: int, folder: str, channel: socket.soc
     else:
         prctl(SUBREAPER, 1)
         os.chdir(folder)
-        if os.getuid() == 0:
-            os.chown(folder, NOBODY, NOBODY)
+        if number is not None:
+            os.chown(folder, number, number)
+    prctl(DUMPABLE, 0)  # a program of the same user reads no memory here
     program = os.fork()
     if program == 0:
-        restrict(cpu_seconds)
+        restrict(cpu_seconds, number, rules)
         os.listdir(os.path.dirname(os.__file__))  # what it will import
         channel.send(READY)
         execute(text, channel)
