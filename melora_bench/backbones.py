@@ -19,7 +19,8 @@ from transformers import (
 )
 
 from melora_bench.embedded import minilm_folder, smollm2_folder
-from melora_bench.files import hub_snapshot, sha256_file
+from melora_bench.files import sha256_file
+from melora_bench.hub import hub_snapshot
 
 FILES = ["*.json", "vocab*", "merges.txt", "tokenizer*", "*.safetensors"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

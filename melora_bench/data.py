@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from melora_bench.embedded import GROUND_TRUTH, vader_folder
-from melora_bench.files import hub_snapshot, sha256_file
+from melora_bench.files import sha256_file
+from melora_bench.hub import hub_snapshot
 
 
 def _read_jsonl(path: Path, texts: list[str]) -> pd.DataFrame:
