@@ -22,7 +22,7 @@ from melora_bench.embedded import minilm_folder, smollm2_folder
 from melora_bench.files import sha256_file
 from melora_bench.hub import hub_snapshot
 
-FILES = ["*.json", "vocab*", "merges.txt", "tokenizer*", "*.safetensors"]
+FILES = ["*.json", "vocab*", "merges.txt", "tokenizer*", "*.model", "*.safetensors"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -62,7 +62,11 @@ class Backbone:
         if self.repo is None:
             return type(self).embedded(), None
         offline = f"offline, use backbone.path=DIR with a copy of {self.repo}, or {self.instead}"
-        return hub_snapshot(self.repo, self.revision, kind="model", patterns=patterns, offline=offline)
+        folder, commit = hub_snapshot(self.repo, self.revision, kind="model", patterns=patterns, offline=offline)
+        if patterns is FILES and not any(folder.glob("*.safetensors")):  # a pickle is neither fetched nor read
+            raise ValueError(f"{self.repo} at {self.revision!r} has no *.safetensors: use backbone.path=DIR with a copy of it "
+                             f"that `save_pretrained` wrote, or a backbone.revision that has them")  # fmt: skip
+        return folder, commit
 
     def tokenizer(self, *, alone: bool = False) -> PreTrainedTokenizerBase:
         """alone: of the hub's files, fetch no weights. Raises ValueError as `folder` does."""
@@ -149,7 +153,7 @@ class CausalLM(Backbone):
     embedded = smollm2_folder
     auto = AutoModelForCausalLM
     kind = "CAUSAL_LM"
-    instead = "backbone=smollm2; a gated model's licence must be accepted on the hub, and `hf auth login` done"
+    instead = "backbone=smollm2"
     head: str = field(default="", init=False)  # none
     dtype: str  # of the frozen weights: float32, or bfloat16 or float16 under a precision like it
     quantization: str | None  # nf4: 4-bit weights, QLoRA (Dettmers et al. 2023)

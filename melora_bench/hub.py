@@ -17,6 +17,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+# What the library lets through: of httpx, the file system, hf_xet (chunked storage), and an answer that is no hub's.
+FAILURES = (HTTPError, OSError, RuntimeError, ValueError, KeyError, AssertionError)
 WAITS = (1, 4)  # seconds before another try after a failure that may pass
 # A model's own files lie at the top: folders hold conversions to other formats and first checkpoints.
 LEFT_OUT = {"model": ["*/*"], "dataset": None}
@@ -38,7 +40,7 @@ def hub_snapshot(repo: str, revision: str | None, *, kind: str, patterns: list[s
                 repo, revision=revision, repo_type=kind, allow_patterns=patterns, ignore_patterns=LEFT_OUT[kind]
             )
             return Path(folder), Path(folder).name
-        except Exception as error:  # httpx, json, the file system and hf_xet each raise their own
+        except FAILURES as error:
             cause = (isinstance(error, LocalEntryNotFoundError) and error.__cause__) or error
             if wait is None or not _may_pass(cause):
                 page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repo}"
@@ -97,4 +99,6 @@ def _explained(error: BaseException, page: str, offline: str) -> tuple[str, str]
         return f"{error.strerror}: {where}", "name a folder with room for the cache with HF_HOME=DIR"
     if isinstance(error, OSError):
         return said, offline
+    if isinstance(error, RuntimeError):
+        return f"its chunked storage fails: {said}", f"HF_HUB_DISABLE_XET=1 downloads without it; {offline}"
     return f"what answers at {endpoint} is no hub: {said}", f"check HF_ENDPOINT and the proxy; {offline}"

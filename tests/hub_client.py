@@ -10,7 +10,6 @@ from pathlib import Path
 from unittest import mock
 
 import huggingface_hub
-import numpy as np
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -18,6 +17,7 @@ from melora_bench.data import load_rows
 from melora_bench.files import sha256_file
 from melora_bench.hub import hub_snapshot
 from melora_bench.points import compose_run
+from melora_bench.records import ROOT
 from melora_bench.tasks.instruct import read
 
 
@@ -33,44 +33,40 @@ def at(cache: Path, offline: bool) -> Iterator[list[float]]:
         yield waits
 
 
-def configured(group: str, overrides: list[str]):
-    return instantiate(compose_run(overrides)[0][group], _convert_="all")
+def made(group: str, name: str, *overrides: str):
+    """The object of configs/<group>/<name>.yaml."""
+    config = OmegaConf.load(ROOT / "configs" / group / f"{name}.yaml")
+    return instantiate(OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides))), _convert_="all")
 
 
-def task_rows(cache: Path, task: str, *overrides: str, offline: bool = False) -> dict[str, tuple[list, list, dict]]:
+def task_rows(cache: Path, name: str, *, offline: bool = False) -> dict[str, tuple[list, list, dict]]:
     """{split: (texts, labels, origin)} of every split of a GLUE task, as a run reads them."""
+    source, task = made("data", "hub"), made("task", name)
+    found = {}
     with at(cache, offline):
-        source, made = (configured(group, [f"task={task}", "data=hub", *overrides]) for group in ("data", "task"))
-        rows = {
-            split: load_rows(source, task, split, made.text, None, optional=False)
-            for split in (made.train_split, *made.eval_splits)
-        }
-        for split, found in rows.items():
-            made._check_labels(found.labels, split)
-            assert found.labels.dtype == np.float64
-    return {split: (found.texts, found.labels.tolist(), found.origin) for split, found in rows.items()}
+        for split in (task.train_split, *task.eval_splits):
+            rows = load_rows(source, name, split, task.text, None, optional=False)
+            task._check_labels(rows.labels, split)
+            found[split] = rows.texts, rows.labels.tolist(), rows.origin
+    return found
 
 
-def questions(cache: Path, name: str, fields: dict):
-    """The questions of a benchmark, sized by `fields`."""
-    from melora_bench.records import ROOT
-
+def questions(cache: Path, name: str, *overrides: str):
     with at(cache, False):
-        config = OmegaConf.load(ROOT / "configs" / "task" / f"{name}.yaml")
-        return instantiate(OmegaConf.merge(config, fields)).read()
+        return made("task", name, *overrides).read()
 
 
-def instructions(cache: Path, *overrides: str) -> tuple[list[dict], dict]:
+def instructions(cache: Path) -> tuple[list[dict], dict]:
+    task = made("task", "alpaca")
     with at(cache, False):
-        task = configured("task", ["task=alpaca", *overrides])
-        path, origin = configured("data", ["data=hub"]).whole(task.name, task.repo, task.revision)
+        path, origin = made("data", "hub").whole(task.name, task.repo, task.revision)
         return read(path), origin
 
 
 def weights(cache: Path, *overrides: str, offline: bool = False) -> tuple[dict[str, str], dict, float]:
     """{file: sha256} of a backbone's folder, what the record says of it, and the sum of its loaded weights."""
     with at(cache, offline):
-        backbone = configured("backbone", ["backbone=roberta_base", *overrides])
+        backbone = made("backbone", "roberta_base", *overrides)
         model, tokens = backbone.model(2), backbone.tokenizer()("the film")["input_ids"]
         folder = backbone.folder[0]
         files = {str(path.relative_to(folder)): sha256_file(path) for path in folder.rglob("*") if path.is_file()}
@@ -89,6 +85,17 @@ def fetched(cache: Path, repo: str, *, kind: str = "dataset", revision: str = "m
             return str(error), None, waits
     files = {str(path.relative_to(folder)): sha256_file(path) for path in folder.rglob("*") if path.is_file()}
     return files, commit, waits
+
+
+def trained(cache: Path, overrides: list[str], offline: bool = False) -> list[Path] | str:
+    """The records of a run, or its one line."""
+    from melora_bench.run import RunError, run
+
+    with at(cache, offline):
+        try:
+            return run(*compose_run(overrides))
+        except RunError as error:
+            return str(error)
 
 
 def loaded_by_datasets(cache: Path, repo: str, config: str) -> dict[str, list[dict]]:

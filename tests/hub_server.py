@@ -11,13 +11,14 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 LARGE = (".parquet", ".safetensors", ".bin")
+CHUNK = 64 * 1024  # bytes of a chunk of chunked storage
 PAGE = 4  # entries of a listing per answer, so that every real listing has several
 KINDS = {"models": "model", "datasets": "dataset"}
 
@@ -48,7 +49,9 @@ class Fault:
 
     pattern: str
     status: int = 200
-    act: str | None = None  # cut: close in the middle | reset: the same by RST | hang | page: HTML of something else
+    # cut: close in the middle | reset: the same by RST | stall: wait there | hang | page: HTML of something else; or a call
+    # to make before the answer
+    act: str | Callable[[], object] | None = None
     headers: dict[str, str] = field(default_factory=dict)
     times: int | None = None
 
@@ -60,6 +63,7 @@ class Hub:
         self.repos: dict[tuple[str, str], Repo] = {}
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
+        self.chunked = False  # large files lie in chunked (Xet) storage, as on the hub since 2025
         self.port = 0
         self._server: ThreadingHTTPServer | None = None
         self._open: set[socket.socket] = set()
@@ -92,6 +96,11 @@ class Hub:
         self.repos.clear()
         self.requests.clear()
         self.faults.clear()
+        self.chunked = False
+
+    def content(self, sha256: str) -> bytes | None:
+        files = [files for repo in self.repos.values() for files in repo.commits.values()]
+        return next((c for many in files for c in many.values() if hashlib.sha256(c).hexdigest() == sha256), None)
 
     def asked(self, pattern: str) -> int:
         """How many requests "METHOD path" `pattern` found."""
@@ -185,6 +194,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.fault and self.fault.status != 200:
             self._refuse(self.fault.status, self.fault.headers.get("X-Error-Code"), headers=self.fault.headers)
         else:
+            if self.fault and callable(self.fault.act):
+                self.fault.act()
             self._route(body)
 
     def _route(self, body: bytes) -> None:
@@ -193,6 +204,8 @@ class _Handler(BaseHTTPRequestHandler):
         if match := re.fullmatch(r"/lfs/(\w+)/(\w+)/(.+?)/-/(\w+)/(.+)", path):
             kind, _, repo, sha, name = match.groups()
             return self._file(self.hub.repos[kind, repo].commits[sha][unquote(name)])
+        if match := re.fullmatch(r"/cas/v1/(reconstructions|xorbs)/(\w+)", path):
+            return self._chunks(*match.groups())
         if match := re.fullmatch(r"/api/resolve-cache/(models|datasets)/([^/]+/[^/]+)/(\w+)/(.+)", path):
             plural, repo, sha, name = match.groups()
             return self._resolve(KINDS[plural], repo, sha, unquote(name), cached=True)
@@ -209,7 +222,11 @@ class _Handler(BaseHTTPRequestHandler):
         if repo is None:
             return self._refuse(404, "RepoNotFound", "Repository not found")
         if what == "refs":
-            return self._json({"branches": _refs(repo.branches, "heads"), "tags": _refs(repo.tags, "tags"), "converts": []})
+            return self._json(
+                {"branches": _refs(repo.branches, "heads"), "tags": _refs(repo.tags, "tags"), "converts": []}
+            )
+        if what == "xet-read-token" and repo.gated:
+            return self._gated(kind, name)
         revision, _, folder = (rest or "main").partition("/")
         sha = repo.resolve(unquote(revision))
         if sha is None:
@@ -222,18 +239,29 @@ class _Handler(BaseHTTPRequestHandler):
                 "createdAt": "2024-01-01T00:00:00.000Z", "siblings": [{"rfilename": path} for path in sorted(files)],
             })  # fmt: skip
         if what == "tree":
-            entries = _entries(files, unquote(folder), query.get("recursive", ["False"])[0].lower() == "true")
+            entries = _entries(
+                files, unquote(folder), query.get("recursive", ["False"])[0].lower() == "true", self.hub.chunked
+            )
             if folder and not entries:
                 return self._refuse(404, "EntryNotFound", f"{folder} does not exist")
             start = int(query.get("cursor", ["0"])[0])
             more = {}
             if start + PAGE < len(entries):
-                rest = f"{self.path.split('?')[0]}?recursive={query.get('recursive', ['False'])[0]}&cursor={start + PAGE}"
+                rest = (
+                    f"{self.path.split('?')[0]}?recursive={query.get('recursive', ['False'])[0]}&cursor={start + PAGE}"
+                )
                 more = {"Link": f'<{self.hub.url}{rest}>; rel="next"'}
             return self._json(entries[start : start + PAGE], more)
+        if what == "xet-read-token":
+            told = {
+                "Cas-Url": f"{self.hub.url}/cas",
+                "Access-Token": "key",
+                "Token-Expiration": str(int(time.time()) + 3600),
+            }
+            return self._json({}, {f"X-Xet-{key}": value for key, value in told.items()})
         if what == "paths-info":
             asked = parse_qs(body.decode())["paths"] if body[:1] != b"{" else json.loads(body)["paths"]
-            known = [entry for entry in _entries(files, "", True) if entry["path"] in asked]
+            known = [entry for entry in _entries(files, "", True, self.hub.chunked) if entry["path"] in asked]
             return self._json(known)
         return self._refuse(404, None)
 
@@ -242,8 +270,7 @@ class _Handler(BaseHTTPRequestHandler):
         if repo is None:
             return self._refuse(404, "RepoNotFound", "Repository not found")
         if repo.gated:
-            status = 403 if self.headers.get("Authorization") else 401
-            return self._refuse(status, "GatedRepo", f"Access to {kind} {name} is restricted.")
+            return self._gated(kind, name)
         sha = repo.resolve(revision)
         if sha is None:
             return self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
@@ -254,12 +281,40 @@ class _Handler(BaseHTTPRequestHandler):
         if path.endswith(LARGE):
             place = f"http://localhost:{self.hub.port}/lfs/{kind}/x/{name}/-/{sha}/{quote(path)}"
             linked = {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
+            if self.hub.chunked:
+                route = f"{self.hub.url}/api/{kind}s/{name}/xet-read-token/{sha}"
+                linked |= {"X-Xet-Hash": hashlib.sha256(content).hexdigest(), "Link": f'<{route}>; rel="xet-auth"'}
             return self._send(302, b"Found. Redirecting", {**about, **linked, "Location": place})
         etag = {"ETag": f'"{_blob(content)}"'}
         if not cached:
             place = f"/api/resolve-cache/{kind}s/{name}/{sha}/{quote(path)}"
             return self._send(307, b"Temporary Redirect", {**about, **etag, "Location": place})
         return self._file(content, {**about, **etag})
+
+    def _gated(self, kind: str, name: str) -> None:
+        status = 403 if self.headers.get("Authorization") else 401
+        self._refuse(status, "GatedRepo", f"Access to {kind} {name} is restricted.")
+
+    def _chunks(self, what: str, sha256: str) -> None:
+        """A file as chunks, one after another: where they lie, or they themselves."""
+        content = self.hub.content(sha256)
+        if content is None:
+            return self._refuse(404, None)
+        parts = [content[i : i + CHUNK] for i in range(0, len(content), CHUNK)]
+        sizes = [len(part).to_bytes(3, "little") for part in parts]
+        stored = b"".join(b"\0" + size + b"\0" + size + part for size, part in zip(sizes, parts, strict=True))
+        if what == "xorbs":
+            return self._file(stored)
+        chunks = {"start": 0, "end": len(parts)}
+        place = {
+            "range": chunks,
+            "url": f"{self.hub.url}/cas/v1/xorbs/{sha256}",
+            "url_range": {"start": 0, "end": len(stored) - 1},
+        }
+        return self._json({
+            "offset_into_first_range": 0, "fetch_info": {sha256: [place]},
+            "terms": [{"hash": sha256, "unpacked_length": len(content), "range": chunks}],
+        })  # fmt: skip
 
     def _file(self, content: bytes, headers: dict[str, str] | None = None) -> None:
         headers, status, whole = {"Accept-Ranges": "bytes", **(headers or {})}, 200, len(content)
@@ -285,9 +340,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        if self.fault and self.fault.act in ("cut", "reset"):
+        if self.fault and self.fault.act in ("cut", "reset", "stall"):
             self.wfile.write(content[: len(content) // 2])
             self.wfile.flush()
+            if self.fault.act == "stall":
+                self.hub.stopping.wait(60)
             if self.fault.act == "reset":  # what was sent must arrive first
                 time.sleep(0.05)
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -306,7 +363,7 @@ def _refs(refs: dict[str, str], kind: str) -> list[dict]:
     return [{"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": sha} for name, sha in refs.items()]
 
 
-def _entries(files: dict[str, bytes], folder: str, recursive: bool) -> list[dict]:
+def _entries(files: dict[str, bytes], folder: str, recursive: bool, chunked: bool) -> list[dict]:
     """What the listing of a folder says: its files, and the folders in between."""
     found: dict[str, dict] = {}
     for path, content in sorted(files.items()):
@@ -323,4 +380,6 @@ def _entries(files: dict[str, bytes], folder: str, recursive: bool) -> list[dict
         found[path] = {"type": "file", "oid": _blob(content), "size": len(content), "path": path}
         if path.endswith(LARGE):
             found[path]["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+            if chunked:
+                found[path]["xetHash"] = hashlib.sha256(content).hexdigest()
     return list(found.values())
