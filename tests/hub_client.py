@@ -51,14 +51,14 @@ def task_rows(cache: Path, name: str, *, offline: bool = False) -> dict[str, tup
     return found
 
 
-def questions(cache: Path, name: str, *overrides: str):
-    with at(cache, False):
+def questions(cache: Path, name: str, *overrides: str, offline: bool = False):
+    with at(cache, offline):
         return made("task", name, *overrides).read()
 
 
-def instructions(cache: Path) -> tuple[list[dict], dict]:
+def instructions(cache: Path, *, offline: bool = False) -> tuple[list[dict], dict]:
     task = made("task", "alpaca")
-    with at(cache, False):
+    with at(cache, offline):
         path, origin = made("data", "hub").whole(task.name, task.repo, task.revision)
         return read(path), origin
 

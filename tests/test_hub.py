@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ import transformers
 from hub_server import Hub
 
 from melora_bench import records
+from melora_bench.backbones import FILES
 
 GLUE, ROBERTA = "nyu-mll/glue", "FacebookAI/roberta-base"
 TEXTS = {
@@ -565,6 +567,39 @@ def test_the_training_script_online_offline_and_refused(hub, environment, robert
     with hub.down():
         line = only_line(program("train.py", environment, tmp_path / "third", *point("down")))
     assert "Connection refused" in line and "backbone=minilm" in line
+
+
+@pytest.mark.slow
+def test_the_documented_way_to_nodes_without_a_network(hub, client, environment, roberta, tiny_llama, tmp_path):
+    """The commands of docs/cluster.md fetch all that offline runs read, and no pickle."""
+    files = {path: content for task in TEXTS for path, content in glue_files(task).items()}
+    hub.commit("dataset", GLUE, files)
+    hub.commit("model", ROBERTA, roberta)
+    hub.commit("model", "meta-llama/Llama-2-7b-hf", contents(tiny_llama) | {"pytorch_model.bin": b"not a pickle"})
+    hub.commit(
+        "dataset", "yahma/alpaca-cleaned", {"alpaca_data_cleaned.json": b'[{"instruction": "Add.", "output": "1"}]'}
+    )
+    root = tmp_path / "files"
+    for name, (repo, branch) in BENCHMARKS.items():
+        folder = instruct_fakes.write_hub(root / name, converted=name == "bbh") / name
+        hub.commit("dataset", repo, contents(folder), branch)
+    commands = re.findall(r"^\.venv/bin/hf (.+?)(?:  #.*)?$", (records.ROOT / "docs" / "cluster.md").read_text(), re.M)
+    cache = tmp_path / "cache"
+    for command in commands:
+        words = [sys.executable, "-m", "huggingface_hub.cli.hf", *shlex.split(command)]
+        subprocess.run(words, env=environment | {"HF_HUB_CACHE": str(cache)}, check=True, capture_output=True)
+    assert len(commands) == 6 and hub.asked("GET .*[.]bin") == 0
+    with hub.down():
+        for task in TEXTS:
+            assert len(client(hub_client.task_rows, task, offline=True)["train"][1]) == 40
+        assert client(hub_client.weights, offline=True)[0]["model.safetensors"] == sha256(roberta["model.safetensors"])
+        assert len(client(hub_client.instructions, offline=True)[0]) == 1
+        for name in ("mmlu", "bbh"):
+            sizes = [f"{key}={value}" for key, value in instruct_fakes.SMALL[name].items()]
+            local = instruct_fakes.benchmark(name).read(root / name)
+            assert client(hub_client.questions, name, *sizes, offline=True).subjects == local.subjects
+        found, *_ = client(hub_client.fetched, "meta-llama/Llama-2-7b-hf", kind="model", patterns=FILES, offline=True)
+        assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(found)
 
 
 @pytest.mark.slow
