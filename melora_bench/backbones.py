@@ -21,11 +21,12 @@ from transformers import (
 )
 
 from melora_bench.embedded import minilm_folder, smollm2_folder
-from melora_bench.files import hub_snapshot, sha256_once
+from melora_bench.files import sha256_once
+from melora_bench.hub import hub_snapshot
 from melora_bench.records import options, plain_name
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-FILES = ["*.json", "vocab*", "merges.txt", "tokenizer*", "*.safetensors"]
+FILES = ["*.json", "vocab*", "merges.txt", "tokenizer*", "*.model", "*.safetensors"]
 # A model's folder is data: nothing is fetched for it, and no code in it is run.
 AS_DATA = {"local_files_only": True, "trust_remote_code": False}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -67,7 +68,11 @@ class Backbone:
         if self.repo is None:
             return type(self).embedded(), None
         offline = f"offline, use backbone.path=DIR with a copy of {self.repo}, or {self.instead}"
-        return hub_snapshot(self.repo, self.revision, kind="model", patterns=patterns, offline=offline)
+        folder, commit = hub_snapshot(self.repo, self.revision, kind="model", patterns=patterns, offline=offline)
+        if patterns is FILES and not any(folder.glob("*.safetensors")):  # a pickle is neither fetched nor read
+            raise ValueError(f"{self.repo} at {self.revision!r} has no *.safetensors: use backbone.path=DIR with a copy of it "
+                             f"that `save_pretrained` wrote, or a backbone.revision that has them")  # fmt: skip
+        return folder, commit
 
     def tokenizer(self, *, alone: bool = False) -> PreTrainedTokenizerBase:
         """alone: of the hub's files, fetch no weights. Raises ValueError as `folder` does."""
@@ -195,7 +200,7 @@ class CausalLM(Backbone):
     embedded = smollm2_folder
     auto = AutoModelForCausalLM
     kind = "CAUSAL_LM"
-    instead = "backbone=smollm2; a gated model's licence must be accepted on the hub, and `hf auth login` done"
+    instead = "backbone=smollm2"
     head: str = field(default="", init=False)  # none
     dtype: str  # of the frozen weights: float32, or bfloat16 or float16 under a precision like it
     quantization: str | None  # nf4: 4-bit weights, QLoRA (Dettmers et al. 2023)

@@ -1,14 +1,15 @@
 """Where the rows of a task come from: a hub repository, a folder, or the package index. All end as files in a folder."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from melora_bench.embedded import GROUND_TRUTH, vader_folder
-from melora_bench.files import hub_snapshot, sha256_once
+from melora_bench.files import sha256_once
+from melora_bench.hub import hub_snapshot
 
 
 def _read_jsonl(path: Path, texts: list[str]) -> pd.DataFrame:
@@ -82,20 +83,20 @@ class HubData:
 
     repo: str
     revision: str
+    commit: str | None = field(default=None, init=False)  # of the first split: a branch may move before the second
 
     def find(self, task: str, split: str) -> tuple[list[Path], dict]:
         """As LocalData.find; the commit that `revision` resolved to is recorded. Raises ValueError without the hub."""
         if task in GROUND_TRUTH:
             raise ValueError(f"task={task} is not in {self.repo}: use data=embedded")
-        folder, commit = hub_snapshot(
-            self.repo, self.revision, kind="dataset", patterns=[f"{task}/{split}-*.parquet"], offline=OFFLINE
-        )
+        patterns, revision = [f"{task}/{split}-*.parquet"], self.commit or self.revision
+        folder, self.commit = hub_snapshot(self.repo, revision, kind="dataset", patterns=patterns, offline=OFFLINE)
         files = sorted((folder / task).glob(f"{split}-*.parquet"))
         parts = int(files[0].stem.rpartition("-of-")[2]) if files else 1  # train-00000-of-00002
         if len(files) != parts:
             raise ValueError(f"{self.repo} at {self.revision!r} or, without a network, its cache holds {len(files)} of "
                              f"{parts:05d} files {task}/{split}-*.parquet; {OFFLINE}")  # fmt: skip
-        return files, {"repo": self.repo, "commit": commit}
+        return files, {"repo": self.repo, "commit": self.commit}
 
     def benchmark_root(self) -> str | None:
         """None: each benchmark has a repository of its own."""

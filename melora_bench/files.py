@@ -1,4 +1,4 @@
-"""Files written whole, claims, hashes, canonical JSON, the user's cache directory, and model files from a hub."""
+"""Files written whole, claims, hashes, canonical JSON, and the user's cache directory."""
 
 import contextlib
 import functools
@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import tempfile
-import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -91,20 +90,3 @@ def cache_dir() -> Path:
     """$MELORA_BENCH_CACHE, else the user's cache directory; holds embedded files and tokenised data."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("MELORA_BENCH_CACHE") or Path(base) / "melora_bench")
-
-
-def hub_snapshot(repo: str, revision: str, *, kind: str, patterns: list[str], offline: str) -> tuple[Path, str]:
-    """Download (or find in the hub's own cache) the files of a hub repository that match `patterns`.
-
-    Returns the folder and the commit that `revision` resolved to. Raises ValueError, ending in the remedy `offline`,
-    when the hub cannot be reached and nothing is cached.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        folder = snapshot_download(repo, revision=revision, repo_type=kind, allow_patterns=patterns)
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = textwrap.shorten(str(error).splitlines()[0], 160, placeholder=" ...")
-        raise ValueError(f"cannot fetch {repo} at {revision!r} from the hub ({reason}); {offline}") from error
-    return Path(folder), Path(folder).name

@@ -198,7 +198,7 @@ def test_a_task_that_is_not_embedded(refused):
 def test_a_hub_language_model_offline(refused, tmp_path):
     rows = tmp_path / "rows.json"
     rows.write_text(json.dumps([{"instruction": "Add.", "input": "", "output": "1"}] * 20))
-    refused(r"cannot fetch meta-llama/Llama-2-7b-hf .*backbone\.path=DIR .*or backbone=smollm2; a gated model's licence",
+    refused(r"cannot fetch meta-llama/Llama-2-7b-hf .*backbone\.path=DIR .*or backbone=smollm2$",
             "backbone=llama2_7b", "backbone.path=null", "task=alpaca", "data=local", f"data.root={rows}")  # fmt: skip
 
 

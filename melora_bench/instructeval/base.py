@@ -14,7 +14,8 @@ from typing import ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from melora_bench.files import hub_snapshot, sha256_file, sha256_json
+from melora_bench.files import sha256_file, sha256_json
+from melora_bench.hub import hub_snapshot
 
 OFFLINE = "offline, give a folder with a copy of it, or of the original files"
 

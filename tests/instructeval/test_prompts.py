@@ -134,7 +134,7 @@ def test_a_local_drop_answer_with_and_in_it_is_left_out_even_if_it_is_one_span(t
 def test_the_hub_is_asked_for_what_is_needed_at_the_revision_of_the_config(hub, monkeypatch):
     asked = []
 
-    def download(repo, revision, repo_type, allow_patterns):
+    def download(repo, revision, repo_type, allow_patterns, **_):
         asked.append((repo, revision, repo_type, allow_patterns))
         return str(hub / {"cais/mmlu": "mmlu", "lukaemon/bbh": "bbh", "ucinlp/drop": "drop"}.get(repo, "humaneval"))
 
