@@ -110,8 +110,8 @@ def load_peft(layers: dict[str, AdapterLayer], head: str, replica: int, folder: 
         if not path.is_file():
             raise ValueError("holds no adapter_model.safetensors: save it with peft's save_pretrained")
         try:
-            config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        except ValueError as error:
+            config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"has an adapter_config.json that is not JSON ({error})") from error
         if not isinstance(config, dict):
             raise ValueError("has an adapter_config.json that is not a JSON object")

@@ -100,7 +100,7 @@ def test_an_unexpected_key_at_the_top(refused):
             ["data.splits.train=train_full"],
             r"no sst2/train_full\.parquet.*there: train\.csv, validation\.csv.*data\.splits\.train=NAME",
         ),
-        (["task.text=[text]"], r"sst2/train\.csv has no column 'text'; it has sentence, label"),
+        (["task.text=[text]"], r"sst2/train\.csv has no column 'text'; it has 'sentence', 'label'"),
     ],
 )
 def test_data_that_is_not_there(overrides, message, refused):
