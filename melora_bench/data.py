@@ -184,7 +184,8 @@ def load_rows(source, task: str, split: str, texts: list[str], limit: int | None
             found = reprlib.repr(table[name].iloc[wrong[0]])
             raise ValueError(f"{files[0]}: {name} is {found} in row {wrong[0]}, not a text")
     scalars = table["label"].where(table["label"].map(np.isscalar))  # to_numeric raises for a list
-    labels = pd.to_numeric(scalars, errors="coerce").astype(np.float64)
+    with reading(files[0]):
+        labels = pd.to_numeric(scalars, errors="coerce").astype(np.float64)
     if labels.isna().any():
         row = int(labels.isna().argmax())
         raise ValueError(f"{files[0]}: label is {reprlib.repr(table['label'].iloc[row])} in row {row}, not a number")

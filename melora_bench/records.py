@@ -95,7 +95,7 @@ class RunRecord:
 
 
 KEYS = {item.name for item in dataclasses.fields(RunRecord)}
-_READ = {"rows": count, "sha256": [text], "file?": text, "label?": text}
+_READ = {"rows": count, "sha256": [text, ...], "file?": text, "label?": text}
 _ENTRY = {
     "epoch": number,
     "step": count,
@@ -119,8 +119,8 @@ SHAPE = {
     "data": {str: (None, _READ)},
     "init_from": (None, {"source": text, "sha256": text, "run_id": (None, text)}),
     "params": {"total": count, "adapter": count, "head": count},
-    "metric": text,
-    "epochs": [_ENTRY],
+    "metric": name,
+    "epochs": [_ENTRY, ...],
     **dict.fromkeys(("rows_per_second", "tokens_per_second"), (None, number)),
     "peak_memory_bytes": (None, count),
     "wall_seconds": number,
@@ -153,7 +153,8 @@ def _problem(content: object, written: str, path: Path) -> str:
     if ("\\" in written or "\x7f" in written or not written.isascii()) and _has_control_characters(content):
         return " has control characters in a text"
     if content.keys() != KEYS:
-        return f" has an unknown key or lacks one: {', '.join(sorted(content.keys() ^ KEYS))}"
+        odd = (key if name(key) else reprlib.repr(key) for key in sorted(content.keys() ^ KEYS))
+        return f" has an unknown key or lacks one: {', '.join(odd)}"
     if content["digest"] != _digest(content) or content["config_hash"] != _hash_of(json.dumps(content["config"])):
         return " was edited: its contents do not match its own hashes"
     if what := misfit(content, SHAPE):
@@ -162,16 +163,14 @@ def _problem(content: object, written: str, path: Path) -> str:
     for entry in content["epochs"]:
         if len(entry["halves"]) != 2 or not all(metric in scores for scores in (entry["metrics"], *entry["halves"])):
             return f" cannot be a record: an epoch lacks {metric}, on the whole set or on one of two halves"
-    if not content["epochs"]:
-        return " cannot be a record: it has no epoch"
     if content["run_id"].split("/")[1:] != [path.parent.name, path.stem]:
         return f" is the record of {content['run_id']}: it was renamed or copied"
     return ""
 
 
 def _has_control_characters(content: dict) -> bool:
-    """Whether a text has some; a template in the config may have line ends."""
-    lines = (text.replace("\n", "") for text in texts(content.get("config")))
+    """Whether a text has some; a template in the config may have line ends and tabs."""
+    lines = (text.replace("\n", "").replace("\t", "") for text in texts(content.get("config")))
     others = texts({key: value for key, value in content.items() if key != "config"})
     return any(map(CONTROL.search, itertools.chain(lines, others)))
 

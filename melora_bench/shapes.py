@@ -43,9 +43,9 @@ def number(value: object) -> bool:
 def misfit(value: object, shape: object) -> str:
     """Where and how a value differs from its shape, such as ".epochs.0.step is -1, not a whole number from 0 on"; else empty.
 
-    A shape is a predicate, whose docstring says what it takes; [shape] for a list of any length; (None, shape) for null or
-    that; {key: shape} for an object that has these keys, may lack those that end in "?", and may have others; {str: shape}
-    for one whose every value has the shape.
+    A shape is a predicate, whose docstring says what it takes; [shape] for a list, [shape, ...] for one that is not empty;
+    (None, shape) for null or that; {key: shape} for an object that has these keys, may lack those that end in "?", and may
+    have others; {str: shape} for one whose every value has the shape.
     """
     if type(shape) is tuple:
         if value is None:
@@ -56,6 +56,8 @@ def misfit(value: object, shape: object) -> str:
     if type(value) is not type(shape):
         return f" is {reprlib.repr(value)}, not {'a list' if type(shape) is list else 'an object'}"
     if type(shape) is list:
+        if shape[1:] and not value:
+            return " is empty"
         pairs = enumerate(value)
         return next((f".{key}{what}" for key, item in pairs if (what := misfit(item, shape[0]))), "")
     for key, inner in shape.items():
