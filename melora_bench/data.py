@@ -14,9 +14,9 @@ from melora_bench.reading import is_text, read_jsonl, reading
 
 def _read_jsonl(path: Path, texts: list[str]) -> pd.DataFrame:
     rows = read_jsonl(path)
-    odd = next((row for row in rows if not isinstance(row, dict)), None)
-    if odd is not None:
-        raise ValueError(f"{path} must have one object of columns per line, not {reprlib.repr(odd)}")
+    odd = [row for row in rows if not isinstance(row, dict)]
+    if odd:
+        raise ValueError(f"{path} must have one object of columns per line, not {reprlib.repr(odd[0])}")
     return pd.DataFrame(rows, dtype=object)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from melora_bench.files import sha256_json, write_text
-from melora_bench.shapes import CONTROL, count, flag, misfit, name, names, number, text, texts
+from melora_bench.shapes import CONTROL, count, flag, misfit, name, names, number, shown, text, texts
 
 SCHEMA = 1
 ROOT = Path(__file__).resolve().parent.parent
@@ -153,8 +153,7 @@ def _problem(content: object, written: str, path: Path) -> str:
     if ("\\" in written or "\x7f" in written or not written.isascii()) and _has_control_characters(content):
         return " has control characters in a text"
     if content.keys() != KEYS:
-        odd = (key if name(key) else reprlib.repr(key) for key in sorted(content.keys() ^ KEYS))
-        return f" has an unknown key or lacks one: {', '.join(odd)}"
+        return f" has an unknown key or lacks one: {', '.join(map(shown, sorted(content.keys() ^ KEYS)))}"
     if content["digest"] != _digest(content) or content["config_hash"] != _hash_of(json.dumps(content["config"])):
         return " was edited: its contents do not match its own hashes"
     if what := misfit(content, SHAPE):

@@ -72,8 +72,13 @@ def misfit(value: object, shape: object) -> str:
             found = [(key, value[key])] if key in value else []
         for place, item in found:
             if what := misfit(item, inner):
-                return f".{place}{what}"
+                return f".{shown(place)}{what}"
     return ""
+
+
+def shown(key: str) -> str:
+    """A key as it stands, or as Python writes it unless it is a name."""
+    return key if name(key) else reprlib.repr(key)
 
 
 def texts(value: object) -> Iterator[str]:

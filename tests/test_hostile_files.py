@@ -112,6 +112,7 @@ def test_the_shape_of_a_record_covers_its_keys():
     (("epochs", 0), 3, r"epochs\.0 is 3, not an object"),
     (("epochs", 0, "metrics", "accuracy"), "0.9", r"epochs\.0\.metrics\.accuracy is '0\.9', not a number"),
     (("epochs", 0, "metrics", "accuracy"), 1e300, r"epochs\.0\.metrics\.accuracy is 1e\+300, not a number"),
+    (("epochs", 0, "metrics"), {"\ue000": None}, r"epochs\.0\.metrics\.'\\ue000' is None, not a number"),
     (("epochs", 0, "metrics"), {}, r"an epoch lacks accuracy"),
     (("epochs", 0, "halves"), [{"accuracy": 1.0}], r"an epoch lacks accuracy, on the whole set or on one of two halves"),
     (("epochs", 0, "report"), {"distinct_paths": "1"}, r"report\.distinct_paths is '1', not a whole number"),
@@ -474,6 +475,7 @@ def test_a_byte_order_mark_changes_nothing(tmp_path):
     ("jsonl", b'{"sentence": "good", "label": {"a": 1}}', r"label is \{'a': 1\} in row 0, not a number"),
     ("jsonl", b'{"sentence": "\\ud800", "label": 1}', r"sentence is '\\ud800' in row 0, not a text"),
     ("jsonl", b'[1]\n{"sentence": "good", "label": 1}', r"must have one object of columns per line, not \[1\]"),
+    ("jsonl", b'{"sentence": "good", "label": 1}\nnull', r"must have one object of columns per line, not None"),
     ("jsonl", b'{"a\\nb": 1}', r"has no column 'sentence'; it has 'a\\nb'"),
     ("jsonl", b"\0\0", r"cannot be read as jsonl \("),
     ("csv", b"sentence,label\ngood, really,1\nbad, really,0\n", r"rows have more cells than the header: texts with a comma"),
@@ -660,7 +662,7 @@ def check_record(content: object) -> None:
             return one_line(error, path)
         assert canonical_json(json.loads(path.read_text())) == canonical_json(vars(found))
         tables.regenerate("mplora_table2", str(folder))
-        with mock.patch.object(report, "with_numbers", lambda *_: ["mplora_table2"]):  # the others take their time
+        with mock.patch.object(report, "with_numbers", return_value=["mplora_table2"]):  # the others take their time
             page = report.write(str(folder)).read_text()
         json.loads(re.search(r'type="application/json">(.*?)</script>', page)[1], parse_constant=pytest.fail)
         assert len(re.findall("<script", page)) == 2
@@ -754,4 +756,4 @@ def test_at_random_for_longer(kind):
     start = int.from_bytes(os.urandom(4))
     print(f"seed {start}")
     options = RANDOM | {"derandomize": False}
-    seed(start)(settings(max_examples=3000, print_blob=True, **options)(given(*strategies)(check)))()
+    seed(start)(settings(max_examples=1000, print_blob=True, **options)(given(*strategies)(check)))()
