@@ -13,17 +13,25 @@ from torch import Tensor, nn
 
 from melora_bench.files import write_atomic
 from melora_bench.methods.base import AdapterLayer, ReplicatedLinear
-from melora_bench.records import config_hash, is_plain_name, options
-from melora_bench.typed import check_value
+from melora_bench.records import config_hash, options
+from melora_bench.shapes import count, flag, misfit, name, names, number, shown, text
 
 FORMAT = "melora_bench checkpoint 2"  # the first words of its file
 CHECKPOINT = ("run", "part", "earlier", "trainer", "seconds", "resumed_at")
-# What the account of an adapter file holds at least, with its types.
+# What the account of an adapter file holds at least.
 ACCOUNT = {
-    "run_id": str, "seed": int, "choices": dict[str, str | None], "config": dict[str, object], "config_hash": str,
-    "git": dict[str, str | bool | None], "model": dict[str, str | None], "step": int, "total_steps": int,
-    "epoch": float, "metrics": dict[str, float],
-}  # fmt: skip
+    "run_id": names,
+    "seed": count,
+    "choices": {"method": name, "task": name, "backbone": name},
+    "config": {"method": {}, "task": {}, "backbone": {}},
+    "config_hash": text,
+    "git": {"commit": (None, text), "dirty": (None, flag)},
+    "model": {"name": name, "sha256": text, "commit": (None, text)},
+    "step": count,
+    "total_steps": count,
+    "epoch": number,
+    "metrics": {str: number},
+}
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -106,36 +114,29 @@ def account(path: Path) -> dict:
         raise ValueError(
             f"{path} does not say which run it is of (no {min(absent)}): it was not written by scripts/train.py"
         )
-    try:
-        for key, wanted in ACCOUNT.items():
-            check_value(values[key], wanted, key)
-        _check_account(values)
-    except ValueError as error:
-        raise ValueError(f"{path} says what no run of ours does: {error}") from error
+    if problem := misfit(values, ACCOUNT) or _problem(values):
+        raise ValueError(f"{path} says what no run of ours does: {problem.removeprefix('.')}")
     return values
 
 
-def _check_account(values: dict) -> None:
-    choices, config = values["choices"], values["config"]
+def _problem(values: dict) -> str:
+    """What is wrong with an account of the right shape; empty: nothing."""
     for group in ("method", "task", "backbone"):
-        if choices.get(group) not in options(group):
+        if values["choices"][group] not in options(group):
             there = ", ".join(sorted(options(group)))
-            raise ValueError(f"{group}={str(choices.get(group))[:60]!r} is no option: there are {there}")
-        if not isinstance(config.get(group), dict):
-            raise ValueError(f"config has no {group}")
+            return f"{group}={values['choices'][group][:60]} is no option: there are {there}"
     parts = values["run_id"].split("/")
-    if len(parts) != 3 or not all(map(is_plain_name, parts)) or not parts[2].endswith(f"-s{values['seed']}"):
-        raise ValueError(f"run_id={values['run_id'][:60]!r} is not <experiment>/<task>/<method>-<hash>-s<seed>")
-    if values["seed"] < 0 or not 0 <= values["step"] <= values["total_steps"]:
-        raise ValueError("seed and step must not be negative, nor step above total_steps")
-    if values["config_hash"] != config_hash(config):
-        raise ValueError("config_hash is not that of config")
-    for key, value, pattern in (("model.name", values["model"].get("name"), r"[\w.-]+"),
-                                ("model.sha256", values["model"].get("sha256"), r"[0-9a-f]{64}"),
-                                ("git.commit", values["git"].get("commit") or "", r"[0-9a-f]*"),
-                                *(("a metric", name, r"\w+") for name in values["metrics"])):  # fmt: skip
-        if not isinstance(value, str) or not re.fullmatch(pattern, value):
-            raise ValueError(f"{key} is {str(value)[:60]!r}")
+    if len(parts) != 3 or not parts[2].endswith(f"-s{values['seed']}"):
+        return f"run_id={values['run_id'][:60]} is not <experiment>/<task>/<method>-<hash>-s<seed>"
+    if values["step"] > values["total_steps"]:
+        return f"step {values['step']} is above total_steps {values['total_steps']}"
+    if values["config_hash"] != config_hash(values["config"]):
+        return "config_hash is not that of config"
+    hashes = {"model.sha256": values["model"]["sha256"], "model.commit": values["model"]["commit"] or "0" * 40,
+              "git.commit": values["git"]["commit"] or "0" * 40}  # fmt: skip
+    wrong = [key for key, value in hashes.items() if not re.fullmatch(r"[0-9a-f]{40}([0-9a-f]{24})?", value)]
+    wrong += [f"metric {shown(key)}" for key in values["metrics"] if not name(key)]
+    return f"{wrong[0]} cannot be" if wrong else ""
 
 
 def load_tensors(model: nn.Module, replica: int, path: Path, *, without: str = "") -> None:

@@ -1,6 +1,6 @@
 """Where the rows of a task come from: a hub repository, a folder, or the package index. All end as files in a folder."""
 
-import json
+import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,19 +10,32 @@ import pandas as pd
 from melora_bench.embedded import GROUND_TRUTH, vader_folder
 from melora_bench.files import sha256_once
 from melora_bench.hub import hub_snapshot
+from melora_bench.reading import is_text, read_jsonl, reading
 
 
 def _read_jsonl(path: Path, texts: list[str]) -> pd.DataFrame:
-    with path.open(encoding="utf-8") as file:
-        return pd.DataFrame([json.loads(line) for line in file if line.strip()], dtype=object)
+    rows = read_jsonl(path)
+    odd = [row for row in rows if not isinstance(row, dict)]
+    if odd:
+        raise ValueError(f"{path} must have one object of columns per line, not {reprlib.repr(odd[0])}")
+    return pd.DataFrame(rows, dtype=object)
 
 
 def _read_csv(path: Path, texts: list[str]) -> pd.DataFrame:
     # A text may be the word "None", "NA" or a number: it stays as it stands.
-    return pd.read_csv(path, dtype=dict.fromkeys(texts, str), keep_default_na=False)
+    with reading(path):
+        table = pd.read_csv(path, dtype=dict.fromkeys(texts, str), keep_default_na=False, encoding="utf-8-sig")
+        if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first column for an index then
+            raise ValueError("rows have more cells than the header: texts with a comma need quotation marks")
+        return table
 
 
-READERS = {"parquet": lambda path, texts: pd.read_parquet(path), "jsonl": _read_jsonl, "csv": _read_csv}
+def _read_parquet(path: Path, texts: list[str]) -> pd.DataFrame:
+    with reading(path):
+        return pd.read_parquet(path)
+
+
+READERS = {"parquet": _read_parquet, "jsonl": _read_jsonl, "csv": _read_csv}
 WHOLE = (".json", ".jsonl", ".parquet")
 OFFLINE = "offline, use data=local data.root=DIR, or data=embedded with task=movie or task=tweets"
 
@@ -156,29 +169,29 @@ def load_rows(source, task: str, split: str, texts: list[str], limit: int | None
         if optional:
             return None
         raise ValueError(source.missing(task, split))
-    ending = files[0].suffix[1:]
-    try:
-        table = pd.concat([READERS[ending](path, texts) for path in files], ignore_index=True)
-    except Exception as error:  # the readers raise whatever pyarrow and pandas do
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{files[0]} cannot be read as {ending} ({cause}): is the file complete?") from error
+    parts = [READERS[path.suffix[1:]](path, texts) for path in files]
+    with reading(files[0]):
+        table = pd.concat(parts, ignore_index=True)
     if table.empty:
         raise ValueError(f"{files[0]} has no rows: the {split} split of {task} is empty")
     for name in (*texts, "label"):
         if name not in table:
-            raise ValueError(f"{files[0]} has no column {name!r}; it has {', '.join(map(str, table.columns))}")
+            raise ValueError(f"{files[0]} has no column {name!r}; it has {reprlib.repr(list(table.columns))[1:-1]}")
+        if list(table.columns).count(name) > 1:
+            raise ValueError(f"{files[0]} has several columns {name!r}")
     for name in texts:
-        wrong = np.array([not isinstance(text, str) for text in table[name]])
-        if wrong.any():
-            raise ValueError(
-                f"{files[0]}: {name} is {table[name].iloc[wrong.argmax()]!r} in row {wrong.argmax()}, not a text"
-            )
-    labels = pd.to_numeric(table["label"], errors="coerce")
+        wrong = [row for row, text in enumerate(table[name]) if not is_text(text)]
+        if wrong:
+            found = reprlib.repr(table[name].iloc[wrong[0]])
+            raise ValueError(f"{files[0]}: {name} is {found} in row {wrong[0]}, not a text")
+    scalars = table["label"].where(table["label"].map(np.isscalar))  # to_numeric raises for a list
+    with reading(files[0]):
+        labels = pd.to_numeric(scalars, errors="coerce").astype(np.float64)
     if labels.isna().any():
         row = int(labels.isna().argmax())
-        raise ValueError(f"{files[0]}: label is {table['label'].iloc[row]!r} in row {row}, not a number")
+        raise ValueError(f"{files[0]}: label is {reprlib.repr(table['label'].iloc[row])} in row {row}, not a number")
     if limit is not None and limit < len(table):
         chosen = np.random.default_rng(0).permutation(len(table))[:limit]
         table, labels = table.iloc[chosen], labels.iloc[chosen]
     origin = {"rows": len(table), "sha256": [sha256_once(path) for path in files], **origin}
-    return Rows(texts=[table[name].tolist() for name in texts], labels=labels.to_numpy(np.float64), origin=origin)
+    return Rows(texts=[table[name].tolist() for name in texts], labels=labels.to_numpy(), origin=origin)

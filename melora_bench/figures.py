@@ -21,7 +21,7 @@ from melora_bench.tables import Assembled, assemble
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 MARKERS = "osD^vP*X"
 STYLE = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
-         "legend.frameon": False, "svg.fonttype": "none", "svg.hashsalt": "melora_bench"}  # fmt: skip
+         "legend.frameon": False, "text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "melora_bench"}  # fmt: skip
 
 
 def draw(name: str, results_dir: str | None = None) -> list[Path]:
@@ -233,7 +233,7 @@ def spectrum(table: dict, cells: dict, title: str) -> Figure:
     for (number, task), runs in cells.items():
         for record in all_records(runs):
             for layer, count in record.epochs[-1]["report"].get("singular_values_above_0.1", {}).items():
-                module = f"{task}: {layer.rsplit('.', 1)[1]}"
+                module = f"{task}: {layer.rpartition('.')[2]}"
                 counts.setdefault((module, number), {}).setdefault(layer, []).append(count)
     figure, panels = _panels(list(dict.fromkeys(module for module, _ in counts)), title)
     for (module, number), layers in counts.items():

@@ -1,5 +1,7 @@
 """A table as Markdown: a block per backbone and estimate, published rows under the estimate that the papers use, a footer."""
 
+import re
+
 from melora_bench import audit
 from melora_bench.estimates import all_records
 from melora_bench.layout import any_record, block, estimates, heading, judged, seen_note, seen_tasks
@@ -8,28 +10,40 @@ from melora_bench.records import RunRecord, parts
 
 def markdown(table: dict, rows: list[dict], cells: dict, obstacles: set[str]) -> str:
     """rows: the lines of the CSV with their scores; cells: the records behind them; obstacles to a comparison."""
-    lines = [f"# {table['title']}", ""]
+    lines = [f"# {escaped(table['title'])}", ""]
     for backbone in dict.fromkeys(row["backbone"] for row in rows):
         mine = [row for row in rows if row["backbone"] == backbone]
         seen = seen_tasks(cells, backbone)
         for estimate, title in estimates(table).items():
             if estimate == "best" or cells:
-                lines += [f"## {heading(backbone, mine)}: {title}", "", *_block(table, mine, seen, estimate), ""]
+                lines += [
+                    f"## {escaped(heading(backbone, mine))}: {title}",
+                    "",
+                    *_block(table, mine, seen, estimate),
+                    "",
+                ]
         verdicts = [judged(row) for row in mine if row["verdict"] and not row["verdict"].startswith("not comparable")]
-        lines += ["Verdicts on the best epoch:", "", *(f"- {text}" for text in verdicts), ""] if verdicts else []
-        lines += [seen_note(backbone), ""] if seen else []
+        lines += (
+            ["Verdicts on the best epoch:", "", *(f"- {escaped(text)}" for text in verdicts), ""] if verdicts else []
+        )
+        lines += [escaped(seen_note(backbone)), ""] if seen else []
     if any(row["sure"] for row in rows):
         lines += ["Bootstrap intervals resample the seeds within each task; at few seeds they are too narrow.", ""]
     if table.get("audit"):
         lines += ["## Verdicts", "", *(f"* {text}" for text in audit.verdicts(table, cells)), ""]
-    return "\n".join(lines + footer(cells, obstacles)) + "\n"
+    return "\n".join([*lines, *map(escaped, footer(cells, obstacles))]) + "\n"
+
+
+def escaped(text: str) -> str:
+    """A text as one line of Markdown, in which no markup, link or HTML begins and no cell of a table ends."""
+    return re.sub(r"[\\`*|<\[\]]", r"\\\g<0>", " ".join(text.split()))
 
 
 def _block(table: dict, rows: list[dict], seen: set[str], estimate: str) -> list[str]:
     head, found = block(table, rows, seen, estimate)
-    labels = [f"*published, {line.published}*" if line.published else line.label for line in found]
-    body = [_line(label, *line.texts) for label, line in zip(labels, found, strict=True)]
-    return [_line(*head), _line("---", *["---:"] * (len(head) - 1)), *body]
+    labels = [f"*published, {escaped(line.published)}*" if line.published else escaped(line.label) for line in found]
+    body = [_line(label, *map(escaped, line.texts)) for label, line in zip(labels, found, strict=True)]
+    return [_line(*map(escaped, head)), _line("---", *["---:"] * (len(head) - 1)), *body]
 
 
 def footer(cells: dict, obstacles: set[str]) -> list[str]:

@@ -4,14 +4,17 @@ import dataclasses
 import datetime
 import functools
 import gc
+import itertools
 import json
 import platform
 import re
+import reprlib
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from melora_bench.files import sha256_file, sha256_json, write_text
+from melora_bench.shapes import CONTROL, count, flag, misfit, name, names, number, shown, text, texts
 
 SCHEMA = 1
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,20 +52,15 @@ def options(group: str) -> frozenset[str]:
     return frozenset(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
 
 
-def is_plain_name(text: object) -> bool:
-    """Whether a text is one part of a path, and the same on every machine."""
-    return isinstance(text, str) and re.fullmatch(r"[\w.-]+", text, re.ASCII) is not None and text.strip(".") != ""
-
-
-def check_experiment(name: object) -> None:
+def check_experiment(experiment: object) -> None:
     """Raises ValueError for an experiment's name that is not one part of a path."""
-    if not is_plain_name(name):
-        raise ValueError(f"experiment={name} must be one folder's name, of letters, digits, '_', '-' and '.'")
+    if not name(experiment):
+        raise ValueError(f"experiment={experiment} must be one folder's name, of letters, digits, '_', '-' and '.'")
 
 
 def plain_name(text: str) -> str:
-    """The text with every character that `is_plain_name` refuses replaced by `-`."""
-    return re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII).strip(".-") or "unnamed"
+    """The text as a name: with "-" for every character that no name has."""
+    return re.sub(r"[^\w.-]+", "-", text).strip(".-") or "unnamed"
 
 
 @dataclass(kw_only=True)
@@ -116,27 +114,83 @@ class RunRecord:
 
 
 KEYS = {item.name for item in dataclasses.fields(RunRecord)}
+_READ = {"rows": count, "sha256": [text, ...], "file?": text, "label?": text}
+_ENTRY = {
+    "epoch": number,
+    "step": count,
+    **dict.fromkeys(("train_loss", "penalty", "lr"), (None, number)),
+    "metrics": {str: number},
+    "halves": [{str: number}],
+    "report": {"distinct_paths?": count, "singular_values_above_0.1?": {str: count}},
+}
+SHAPE = {
+    "schema": count,
+    "run_id": names,
+    "config_hash": text,
+    "seed": count,
+    "packed_with": [count],
+    "choices": {**dict.fromkeys(("method", "task", "backbone", "data"), name), "recipe": (None, names)},
+    "versions": {"method": count, "task": count},
+    "config": {"backbone": {"seen": [text]}},
+    "git": {"commit": (None, text), "dirty": (None, flag)},
+    "env": {"device": text, "precision": text},
+    "model": {"name": text, "sha256": text},
+    "data": {str: (None, _READ)},
+    "init_from": (None, {"source": text, "sha256": text, "run_id": (None, text)}),
+    "params": {"total": count, "adapter": count, "head": count},
+    "metric": name,
+    "epochs": [_ENTRY, ...],
+    **dict.fromkeys(("rows_per_second", "tokens_per_second"), (None, number)),
+    "peak_memory_bytes": (None, count),
+    "wall_seconds": number,
+    "resumed_at": [number],
+    **dict.fromkeys(("started", "finished", "digest"), text),
+}
 
 
 def load(path: Path) -> RunRecord:
-    """Read one record. Raises ValueError naming the file for broken JSON, another schema, an unknown or missing key,
-    contents that do not agree with the record's own hashes, and a file name that is not its own."""
-    remedy = "restore it from version control, or delete it and run that point again"
+    """Read one record. Raises ValueError, of one line that names the file, for broken JSON, another schema, an unknown or
+    missing key, contents that do not agree with the record's own hashes, a file name that is not its own, and a value
+    that no run writes: of another type, not finite, a name that is none, control characters in a text."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); {remedy}") from error
+        written = path.read_text(encoding="utf-8")
+        content = json.loads(written)
+        problem = _problem(content, written, path)
+    except (OSError, ValueError, RecursionError) as error:  # hashing raises too, for what is not JSON, such as NaN
+        problem = f" is not valid JSON ({error})"
+    if problem:
+        raise ValueError(f"{path}{problem}; restore it from version control, or delete it and run that point again")
+    return RunRecord(**content)
+
+
+def _problem(content: object, written: str, path: Path) -> str:
+    """What is wrong with a record that was read from the JSON `written`; empty: nothing."""
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         found = content.get("schema") if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{path} has schema {found!r}, this version reads schema {SCHEMA}; {remedy}")
+        return f" has schema {reprlib.repr(found)}, this version reads schema {SCHEMA}"
+    # JSON escapes control characters, so that most files show at a glance that they have none.
+    if ("\\" in written or "\x7f" in written or not written.isascii()) and _has_control_characters(content):
+        return " has control characters in a text"
     if content.keys() != KEYS:
-        odd = sorted(content.keys() ^ KEYS)
-        raise ValueError(f"{path} has an unknown key or lacks one: {', '.join(odd)}; {remedy}")
+        return f" has an unknown key or lacks one: {', '.join(map(shown, sorted(content.keys() ^ KEYS)))}"
     if content["digest"] != _digest(content) or content["config_hash"] != _hash_of(json.dumps(content["config"])):
-        raise ValueError(f"{path} was edited: its contents do not match its own hashes; {remedy}")
+        return " was edited: its contents do not match its own hashes"
+    if what := misfit(content, SHAPE):
+        return f" cannot be a record: {what[1:]}"
+    metric = content["metric"]
+    for entry in content["epochs"]:
+        if len(entry["halves"]) != 2 or not all(metric in scores for scores in (entry["metrics"], *entry["halves"])):
+            return f" cannot be a record: an epoch lacks {metric}, on the whole set or on one of two halves"
     if content["run_id"].split("/")[1:] != [path.parent.name, path.stem]:
-        raise ValueError(f"{path} is the record of {content['run_id']}: it was renamed or copied; {remedy}")
-    return RunRecord(**content)
+        return f" is the record of {content['run_id']}: it was renamed or copied"
+    return ""
+
+
+def _has_control_characters(content: dict) -> bool:
+    """Whether a text has some; a template in the config may have line ends and tabs."""
+    lines = (text.replace("\n", "").replace("\t", "") for text in texts(content.get("config")))
+    others = texts({key: value for key, value in content.items() if key != "config"})
+    return any(map(CONTROL.search, itertools.chain(lines, others)))
 
 
 def parts(record: RunRecord) -> list[tuple[dict, dict]]:
@@ -223,4 +277,5 @@ def _hash_of(config: str) -> str:
 
 
 def _digest(content: dict) -> str:
+    """Raises ValueError for a number that is not finite."""
     return sha256_json({key: value for key, value in content.items() if key != "digest"})

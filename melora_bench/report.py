@@ -1,5 +1,6 @@
 """One HTML file with every table, figure, verdict and run: it needs no network and can be sent by mail."""
 
+import base64
 import html
 import json
 import re
@@ -16,8 +17,11 @@ TEMPLATE = Path(__file__).with_suffix(".html")
 
 
 def write(results_dir: str | None = None) -> Path:
-    """Write <results_dir>/report.html from the records and figures there. Raises ValueError for a bad record."""
+    """Write <results_dir>/report.html from the records and figures there. Raises ValueError without that folder, and for a
+    bad record."""
     results = Path(results_dir or ROOT / "results")
+    if not results.is_dir():
+        raise ValueError(f"{results} is no folder: name the results_dir of finished runs")
     names = sorted(path.stem for path in (ROOT / "configs" / "table").glob("*.yaml"))
     tables = {name: it for name in with_numbers(names, results) if (it := assemble(name, str(results))).cells}
     found = [record for folder in sorted((results / "runs").glob("*")) if folder.name != "adhoc"
@@ -30,9 +34,11 @@ def write(results_dir: str | None = None) -> Path:
     links = {name: it.table["title"] for name, it in tables.items()} | {"found": "What we found", "runs-all": "Runs"}
     parts = {
         "summary": html.escape(summary),
-        "nav": " ".join(f'<a href="#{name}">{html.escape(title)}</a>' for name, title in links.items()),
+        "nav": " ".join(f'<a href="#{html.escape(name)}">{html.escape(title)}</a>' for name, title in links.items()),
         "body": "\n".join([*(_section(name, it) for name, it in tables.items()), _found()]),
-        "data": json.dumps([_run(record) for record in found], separators=(",", ":")).replace("<", "\\u003c"),
+        "data": json.dumps([_run(record) for record in found], separators=(",", ":"), allow_nan=False).replace(
+            "<", "\\u003c"
+        ),
     }
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], TEMPLATE.read_text(encoding="utf-8"))
     return write_text(results / "report.html", page)
@@ -40,7 +46,7 @@ def write(results_dir: str | None = None) -> Path:
 
 def _section(name: str, it: Assembled) -> str:
     """A table's best-epoch and other estimates, its verdicts, figures and footnotes."""
-    lines = [f'<h2 id="{name}">{html.escape(it.table["title"])}</h2>']
+    lines = [f'<h2 id="{html.escape(name)}">{html.escape(it.table["title"])}</h2>']
     for backbone in sorted({backbone for backbone, _, _ in it.cells}):
         rows, seen = [row for row in it.rows if row["backbone"] == backbone], seen_tasks(it.cells, backbone)
         for estimate, title in estimates(it.table).items():
@@ -51,7 +57,7 @@ def _section(name: str, it: Assembled) -> str:
         lines += [f"<p>{html.escape(seen_note(backbone))}</p>"] if seen else []
         lines.append(_list(html.escape(judged(row)) for row in rows if row["verdict"]))
         figures = sorted((it.results / "figures").glob(f"{name}_{backbone}_*.svg"))
-        lines += ['<div class="figures">', *(_svg(path) for path in figures), "</div>"]
+        lines += ['<div class="figures">', *map(_image, filter(Path.is_file, figures)), "</div>"]
     if it.table.get("audit"):
         lines.append(_list(_inline(text) for text in audit.verdicts(it.table, it.cells)))
     notes = [line.removeprefix("- ") for line in footer(it.cells, set(filter(None, it.obstacles.values()))) if line]
@@ -79,11 +85,10 @@ def _list(items) -> str:
     return f"<ul>{''.join(texts)}</ul>" if texts else ""
 
 
-def _svg(path: Path) -> str:
-    """The drawing without its XML prologue; ids are made its own, as several share one page."""
-    text = path.read_text(encoding="utf-8")
-    text = text[text.index("<svg") :]
-    return re.sub(r'(id="|href="#|url\(#)', rf"\1{path.stem}-", text)
+def _image(path: Path) -> str:
+    """The drawing as an image, in which no script runs, whoever put the file there."""
+    content = base64.b64encode(path.read_bytes()).decode()
+    return f'<img alt="{html.escape(path.stem)}" src="data:image/svg+xml;base64,{content}">'
 
 
 def _found() -> str:

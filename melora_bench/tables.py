@@ -1,13 +1,14 @@
 """From records to the papers' tables: ours beside the published numbers, with seeds, spread and a verdict."""
 
 import functools
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 from omegaconf import OmegaConf
 
-from melora_bench import published, records
+from melora_bench import published, records, shapes
 from melora_bench.estimates import ESTIMATES, Runs, Score, all_records, average, scores, sure
 from melora_bench.files import write_text
 from melora_bench.grid import as_list, reference
@@ -22,11 +23,10 @@ Cells = dict[tuple[str, int, str], Runs]  # (backbone, row number, task)
 
 def load_grid(name: str) -> dict:
     """A table's YAML. Raises ValueError naming the tables there are."""
-    path = ROOT / "configs" / "table" / f"{name}.yaml"
-    if not path.exists():
-        there = ", ".join(sorted(path.stem for path in path.parent.glob("*.yaml")))
-        raise ValueError(f"table {name!r} is unknown: there are {there}")
-    return OmegaConf.to_container(OmegaConf.load(path))
+    tables = {path.stem: path for path in sorted((ROOT / "configs" / "table").glob("*.yaml"))}
+    if name not in tables:
+        raise ValueError(f"table {name!r} is unknown: there are {', '.join(tables)}")
+    return OmegaConf.to_container(OmegaConf.load(tables[name]))
 
 
 def with_numbers(names: list[str], results_dir: str | None = None) -> list[str]:
@@ -52,8 +52,12 @@ class Assembled:
 
 
 def assemble(name: str, results_dir: str | None = None, experiment: str | None = None) -> Assembled:
-    """Of the table's own experiment, or of another that its sweep was given. Raises ValueError for a bad record, or for two
-    configs that claim one cell."""
+    """Of the table's own experiment, or of another that its sweep was given. Raises ValueError for an experiment that names no
+    folder of records, for a bad record, or for two configs that claim one cell."""
+    if experiment is not None and not shapes.name(experiment):
+        raise ValueError(
+            f"experiment {experiment!r} must be {shapes.name.__doc__}: it names a folder and the table's files"
+        )
     grid = load_grid(name)
     table, results = grid["table"], Path(results_dir or ROOT / grid.get("results_dir", "results"))
     cells = collect(table, records.load_all(results, experiment or grid["experiment"]), results)
@@ -75,7 +79,7 @@ def regenerate(name: str, results_dir: str | None = None, experiment: str | None
     frame = pd.DataFrame(it.rows).drop(columns=["number", "which", "scores", "sure"])
     obstacles = set(filter(None, it.obstacles.values()))
     texts = {
-        "csv": frame.to_csv(index=False, lineterminator="\n"),
+        "csv": frame.map(_cell).to_csv(index=False, lineterminator="\n"),
         "md": markdown(it.table, it.rows, it.cells, obstacles),
         "tex": latex(it.table, it.rows, it.cells, obstacles),
     }
@@ -83,6 +87,12 @@ def regenerate(name: str, results_dir: str | None = None, experiment: str | None
         write_text(it.results / "tables" / f"{experiment or name}.{kind}", text) for kind, text in texts.items()
     )
     return csv, md, tex
+
+
+def _cell(value: object) -> object:
+    """A cell of the CSV: a spreadsheet runs a text that begins like a formula, unless it is a number or an interval."""
+    formula = isinstance(value, str) and re.match(r"[=+\-@\t\r]", value)
+    return f"'{value}" if formula and not re.fullmatch(r"[+-]?[\d.]+( to [+-]?[\d.]+)?", value) else value
 
 
 def collect(table: dict, found: list[RunRecord], results: Path) -> Cells:

@@ -15,6 +15,9 @@ OPTIONS = {"run": None, "to": None, "which": "best", "merged": "false", "output_
 
 
 def main(arguments: list[str]) -> int:
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
     given = dict(argument.partition("=")[::2] for argument in arguments)
     options = OPTIONS | given
     slips = [f"{key} is no option" for key in given if key not in OPTIONS]

@@ -1,5 +1,6 @@
 """Write docs/methods.md: every method's facts, counted and measured now, and what we found: `python scripts/methods.py`."""
 
+import argparse
 import inspect
 import re
 
@@ -223,4 +224,5 @@ def document() -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     print(f"wrote {write_text(ROOT / 'docs' / 'methods.md', document())}")

@@ -1,11 +1,21 @@
-"""Write results/report.html, one self-contained page, from the records: `python scripts/report.py [results folder]`."""
+"""Write report.html, one self-contained page, from the records of a results folder: `python scripts/report.py [DIR]`."""
 
+import argparse
 import sys
 
 from melora_bench.report import write
 
-if __name__ == "__main__":
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", nargs="?", help="where the records are; default: the committed results")
     try:
-        print(f"wrote {write(*sys.argv[1:2])}")
+        print(f"wrote {write(parser.parse_args().results)}")
     except ValueError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

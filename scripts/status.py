@@ -14,6 +14,9 @@ STATES = ("done", "refused", "running", "failed", "missing")
 
 
 def main(arguments: list[str]) -> int:
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
     overrides = [argument for argument in arguments if "=" in argument]
     tables = [argument for argument in arguments if "=" not in argument] or ["melora_table2", "mplora_table2"]
     try:

@@ -116,7 +116,7 @@ def test_a_precision_that_this_machine_does_not_have(refused):
             ["data.splits.train=train_full"],
             r"no sst2/train_full\.parquet.*there: train\.csv, validation\.csv.*data\.splits\.train=NAME",
         ),
-        (["task.text=[text]"], r"sst2/train\.csv has no column 'text'; it has sentence, label"),
+        (["task.text=[text]"], r"sst2/train\.csv has no column 'text'; it has 'sentence', 'label'"),
     ],
 )
 def test_data_that_is_not_there(overrides, message, refused):

@@ -13,7 +13,8 @@ from synthetic import record
 
 from melora_bench.grid import experiment, points
 from melora_bench.points import Point
-from melora_bench.records import ROOT, is_plain_name
+from melora_bench.records import ROOT
+from melora_bench.shapes import name as is_name
 from melora_bench.tables import assemble, load_grid
 
 TABLES = sorted(path.stem for path in (ROOT / "configs" / "table").glob("*.yaml"))
@@ -135,7 +136,7 @@ def test_a_trial_gets_an_experiment_of_its_own(overrides, name):
     grid = load_grid("mplora_table2")
     assert experiment(grid, overrides)[0] == experiment(grid, overrides[::-1])[0] == name
     long, other = (experiment(grid, [f"method.target_modules=[{'x' * 300}{end}]"])[0] for end in "ab")
-    assert long != other and len(long) < 100 and is_plain_name(long)
+    assert long != other and len(long) < 100 and is_name(long)
 
 
 def test_a_trial_of_a_table_does_not_poison_it(tiny_overrides, tmp_path, capsys, monkeypatch):

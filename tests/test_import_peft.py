@@ -17,7 +17,7 @@ from melora_bench.run import RunError
 
 TARGETS = ["value", "intermediate.dense"]
 LORA = ("lora", "mplora", "dylora", "lora_fa", "delta_lora")
-PATTERN = {"layer.0.attention.self.value": 3, r".*1\.intermediate\.dense": 40, "dense": 7}
+PATTERN = {"layer.0.attention.self.value": 3, "^roberta.encoder.layer.1.intermediate.dense": 40, "dense": 7}
 SCALE = 2.0  # alpha / r of our methods' defaults
 
 

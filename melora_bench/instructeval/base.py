@@ -3,19 +3,17 @@
 Protocol: https://github.com/declare-lab/instruct-eval (Chia et al. 2023, https://arxiv.org/abs/2306.04757).
 """
 
-import gzip
-import json
-import zlib
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from melora_bench.files import sha256_file, sha256_json
 from melora_bench.hub import hub_snapshot
+from melora_bench.reading import is_text, read_jsonl, reading
 
 OFFLINE = "offline, give a folder with a copy of it, or of the original files"
 
@@ -162,40 +160,28 @@ def read_parquet(folder: Path, config: str, split: str, columns: list[str]) -> t
         raise ValueError(f"{folder} has {len(files)} of {int(parts)} files {config}/{split}-*.parquet")
     rows = []
     for path in files:
-        try:
-            table = pq.read_table(path)
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path} is no parquet file ({str(error).splitlines()[0]}): is it complete?") from error
-        absent = [name for name in columns if name not in table.column_names]
+        with reading(path), pq.ParquetFile(path) as file:
+            there = file.schema_arrow.names
+            absent = [name for name in columns if name not in there]
+            rows += [] if absent else file.read(columns).to_pylist()
         if absent:
-            raise ValueError(f"{path} has no column {absent[0]!r}; it has {', '.join(table.column_names)}")
-        rows += table.select(columns).to_pylist()
+            raise ValueError(f"{path} has no column {absent[0]!r}; it has {reprlib.repr(there)[1:-1]}")
     return rows, files
-
-
-def read_json(path: Path, text: str | None = None) -> object:
-    """Parse a file, or `text` out of it. Raises ValueError naming the file."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8") if text is None else text)
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): is it complete?") from error
 
 
 def read_jsonl_gz(path: Path) -> list[dict]:
     """The rows of a gzipped file with one JSON object per line. Raises ValueError naming the file."""
     if not path.is_file():
         raise ValueError(f"{path.parent} has no {path.name}")
-    try:
-        with gzip.open(path, "rt", encoding="utf-8", newline="\n") as file:
-            lines = [line for line in file if line.strip()]
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no gzipped text ({error}): is it complete?") from error
-    return [read_json(path, line) for line in lines]
+    rows = read_jsonl(path)
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path} must have one object per line")
+    return rows
 
 
 def text_of(row: object, key: str, place: str) -> str:
     """The text under `key`. Raises ValueError with the place for a row without it, or with something else there."""
-    if not isinstance(row, dict) or not isinstance(row.get(key), str):
+    if not isinstance(row, dict) or not is_text(row.get(key)):
         found = row.get(key) if isinstance(row, dict) else row
-        raise ValueError(f"{place}: {key} is {str(found)[:40]!r}, not a text")
+        raise ValueError(f"{place}: {key} is {reprlib.repr(found)}, not a text")
     return row[key]

@@ -1,11 +1,13 @@
 """DROP, Dua et al. 2019, https://arxiv.org/abs/1903.00161: questions on passages that need a count, a sum, an order."""
 
 import random
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from melora_bench.instructeval.base import Benchmark, Question, Subject, read_jsonl_gz, read_parquet, text_of
+from melora_bench.reading import is_text
 
 PASSAGE, QUESTION, ANSWER = "Passage: ", "\nQuestion: ", "\nAnswer:"  # around the parts of the local file's context
 
@@ -34,10 +36,9 @@ class DROP(Benchmark):
         for number, row in enumerate(rows):
             place = f"{files[0].parent}: row {number}"
             spans = row["answers_spans"].get("spans") if isinstance(row["answers_spans"], dict) else None
-            if not isinstance(spans, list) or not all(isinstance(span, str) for span in spans):
-                raise ValueError(
-                    f"{place}: answers_spans is {str(row['answers_spans'])[:40]!r}, without a list of spans"
-                )
+            if not isinstance(spans, list) or not all(map(is_text, spans)):
+                found = reprlib.repr(row["answers_spans"])
+                raise ValueError(f"{place}: answers_spans is {found}, without a list of spans")
             answers = {span.strip() for span in spans}
             if len(answers) == 1:
                 kept.append((text_of(row, "passage", place), text_of(row, "question", place), answers.pop()))

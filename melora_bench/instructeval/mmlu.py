@@ -1,11 +1,13 @@
 """MMLU, Hendrycks et al. 2021, https://arxiv.org/abs/2009.03300: multiple choice in 57 subjects."""
 
 import csv
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from melora_bench.instructeval.base import Benchmark, Question, Subject, read_parquet, text_of
+from melora_bench.reading import is_text, reading
 
 LETTERS = "ABCD"
 
@@ -27,9 +29,11 @@ class MMLU(Benchmark):
             files += paths
             for number, row in enumerate(rows):
                 place = f"{paths[0].parent}: row {number} of {split}"
-                if row["answer"] not in range(4):
-                    raise ValueError(f"{place}: answer is {row['answer']!r}, not 0 to 3")
-                cells = [text_of(row, "question", place), *(row["choices"] or []), LETTERS[row["answer"]]]
+                if type(row["answer"]) is not int or row["answer"] not in range(4):
+                    raise ValueError(f"{place}: answer is {reprlib.repr(row['answer'])}, not 0 to 3")
+                if not isinstance(row["choices"], list):
+                    raise ValueError(f"{place}: choices is {reprlib.repr(row['choices'])}, not a list")
+                cells = [text_of(row, "question", place), *row["choices"], LETTERS[row["answer"]]]
                 rows_of.setdefault(text_of(row, "subject", place), []).append(_checked(cells, place))
         names = sorted(splits["test"])
         return [self._subject(name, splits["dev"].get(name, []), splits["test"][name]) for name in names], files
@@ -63,11 +67,8 @@ def _text(row: list[str]) -> str:
 
 
 def _read_csv(path: Path) -> list[list[str]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.reader(file))
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no CSV file ({error})") from error
+    with reading(path), path.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.reader(file))
     return [_checked(row, f"{path}: row {number}") for number, row in enumerate(rows) if row]
 
 
@@ -76,7 +77,9 @@ def _checked(cells: list, place: str) -> list[str]:
     if len(cells) != 6:
         raise ValueError(f"{place} has {len(cells) - 2} choices, not four between a question and a letter")
     if cells[5] not in list(LETTERS):
-        raise ValueError(f"{place}: the answer is {cells[5]!r}, not A, B, C or D: these files have no header line")
-    if not all(isinstance(cell, str) for cell in cells):
-        raise ValueError(f"{place}: a choice is not a text: {str(cells[1:5])[:80]}")
+        raise ValueError(
+            f"{place}: the answer is {reprlib.repr(cells[5])}, not A, B, C or D: these files have no header line"
+        )
+    if not all(map(is_text, cells)):
+        raise ValueError(f"{place}: a choice is not a text: {reprlib.repr(cells[1:5])}")
     return cells

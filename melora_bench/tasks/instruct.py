@@ -1,9 +1,9 @@
 """Instruction tuning of a causal language model, as Alpaca (Taori et al. 2023, https://github.com/tatsu-lab/stanford_alpaca)
 and alpaca-lora do it: a template around instruction and input, the loss on the tokens that follow."""
 
-import gzip
-import json
+import io
 import logging
+import reprlib
 import string
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from melora_bench.batches import Split, tokenise
 from melora_bench.files import sha256_once
+from melora_bench.reading import is_text, read_json, read_jsonl, reading, unpacked
 from melora_bench.tasks.text import halves
 
 log = logging.getLogger(__name__)
@@ -147,41 +148,21 @@ def read(path: Path) -> list[dict]:
 
     Raises ValueError, naming file and row, for what cannot be read and for a row without instruction or output.
     """
-    opened = gzip.open if path.suffix == ".gz" else open
     ending = Path(path.name.removesuffix(".gz")).suffix
-    try:
-        with opened(path, "rb") as file:
-            if ending == ".parquet":
-                frame = pd.read_parquet(file).astype(object)
-                rows = frame.where(frame.notna(), None).to_dict("records")
-            elif ending == ".jsonl":
-                rows = [_parsed(number, line) for number, line in enumerate(file, 1) if line.strip()]
-            else:
-                rows = json.load(file)
-    except Exception as error:  # gzip, pyarrow and json each raise their own
-        raise ValueError(
-            f"{path} cannot be read as {ending[1:]} ({str(error).splitlines()[0]}): is the file complete?"
-        ) from error
+    if ending == ".parquet":
+        with reading(path):
+            frame = pd.read_parquet(io.BytesIO(unpacked(path))).astype(object)
+            rows = frame.where(frame.notna(), None).to_dict("records")
+    else:
+        rows = read_jsonl(path) if ending == ".jsonl" else read_json(path)
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{path} must hold a list of rows with instruction, input and output")
     for number, row in enumerate(rows):
         for key in ("instruction", "output"):
-            if not isinstance(row, dict) or not _is_text(row.get(key)):
+            if not isinstance(row, dict) or not is_text(row.get(key)):
                 raise ValueError(
                     f"{path}: row {number} has no text under {key!r}: every row needs instruction and output"
                 )
-        if not _is_text(row.get("input") or ""):
-            raise ValueError(f"{path}: input is {row['input']!r} in row {number}, not a text")
+        if not is_text(row.get("input") or ""):
+            raise ValueError(f"{path}: input is {reprlib.repr(row['input'])} in row {number}, not a text")
     return rows
-
-
-def _parsed(number: int, line: bytes) -> object:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"in line {number}: {error}") from error
-
-
-def _is_text(value: object) -> bool:
-    """JSON can name half a character (\\ud800), which no tokenizer takes."""
-    return isinstance(value, str) and value.encode(errors="ignore").decode() == value

@@ -230,7 +230,7 @@ def test_a_stored_file_that_was_cut_off_is_named(run):
     run("bbh")
     path = run.folder / "bbh" / "negation.jsonl.gz"
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match=r"negation\.jsonl\.gz is no gzipped text .*is it complete\?$"):
+    with pytest.raises(ValueError, match=r"negation\.jsonl\.gz cannot be read as jsonl .*is the file complete\?$"):
         run("bbh")
 
 
