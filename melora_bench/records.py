@@ -5,13 +5,16 @@ import datetime
 import functools
 import gc
 import json
+import logging
 import platform
 import subprocess
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
 from melora_bench.files import sha256_json, write_text
 
+log = logging.getLogger(__name__)
 SCHEMA = 1
 ROOT = Path(__file__).resolve().parent.parent
 # What a run's identity leaves out: seeds, the place of files, what does not change numbers, and what `method` repeats.
@@ -140,16 +143,22 @@ def best(epochs: list[dict], metric: str) -> dict:
 
 @functools.cache
 def git_state() -> dict:
-    """The commit, and whether code or configs differ from it; both null outside a checkout."""
+    """The commit, and whether code or configs differ from it; both null, with one warning, when git does not say."""
 
-    def git(*arguments: str) -> str | None:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else None
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
+        done = subprocess.run(command, capture_output=True, check=True, timeout=60, stdin=subprocess.DEVNULL)
+        return done.stdout.decode(errors="replace").strip()
 
-    status = git(
-        "status", "--porcelain", "--", "melora_bench", "configs", "scripts", "pyproject.toml", "requirements.lock"
-    )
-    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+    watched = ("melora_bench", "configs", "scripts", "pyproject.toml", "requirements.lock")
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", *watched))}
+    except subprocess.CalledProcessError as error:
+        reason = " ".join(error.stderr.decode(errors="replace").split())
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = str(error)
+    log.warning("records will not say which commit made them: %s", textwrap.shorten(reason, 300))
+    return {"commit": None, "dirty": None}
 
 
 def now() -> str:

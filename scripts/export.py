@@ -8,11 +8,14 @@ a PEFT LoRA adapter, or with merged=true a plain transformers checkpoint; either
 
 import sys
 
+from melora_bench.files import home, reason
+from melora_bench.processes import interruptible
+
 OPTIONS = {"run": None, "to": None, "which": "best", "merged": "false", "output_dir": "outputs", "backbone.path": None}
 
 
 def main(arguments: list[str]) -> int:
-    given = dict(argument.partition("=")[::2] for argument in arguments)
+    given = dict(home(argument).partition("=")[::2] for argument in arguments)
     options = OPTIONS | given
     slips = [f"{key} is no option" for key in given if key not in OPTIONS]
     slips += [f"{key}= is missing" for key in ("run", "to") if not options[key]]
@@ -32,7 +35,7 @@ def main(arguments: list[str]) -> int:
         folders = export(options["run"], options["to"], which=options["which"], merged=merged,
                          output_dir=options["output_dir"], backbone_path=options["backbone.path"])  # fmt: skip
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {reason(error) if isinstance(error, OSError) else error}", file=sys.stderr)
         return 1
     library = "transformers" if merged else "peft"
     for folder, difference in folders.items():
@@ -42,4 +45,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with interruptible("nothing was written"):
+        sys.exit(main(sys.argv[1:]))

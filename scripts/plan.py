@@ -5,6 +5,8 @@ import sys
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from melora_bench.processes import interruptible
+
 
 def main(arguments: list[str]) -> int:
     tables = [argument for argument in arguments if "=" not in argument]
@@ -53,4 +55,5 @@ def duration(hours: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with interruptible():
+        sys.exit(main(sys.argv[1:]))

@@ -2,10 +2,12 @@
 
 import sys
 
+from melora_bench.processes import interruptible
 from melora_bench.report import write
 
 if __name__ == "__main__":
     try:
-        print(f"wrote {write(*sys.argv[1:2])}")
-    except ValueError as error:
+        with interruptible():
+            print(f"wrote {write(*sys.argv[1:2])}")
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

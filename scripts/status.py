@@ -8,6 +8,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from melora_bench.grid import points
 from melora_bench.points import Point, compose_run
+from melora_bench.processes import interruptible
 from melora_bench.tables import load_grid
 
 
@@ -48,4 +49,5 @@ def show(table: str, overrides: list[str], alone: bool = True) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with interruptible():
+        sys.exit(main(sys.argv[1:]))
