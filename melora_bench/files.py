@@ -152,11 +152,18 @@ def held(lock: Path) -> bool:
 
 def _no_lock(lock: Path, error: OSError) -> str:
     if isinstance(error, PermissionError) and lock.exists():
-        return (f"{lock} belongs to {lock.owner()}, and this user may not write it: give another output_dir, or let its owner "
+        return (f"{lock} belongs to {_owner(lock)}, and this user may not write it: give another output_dir, or let its owner "
                 "make it writable for both (chmod, and umask 002 from now on)")  # fmt: skip
     if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
         return f"{lock} cannot be locked ({error.strerror}): give an output_dir on a file system with flock"
     return f"{lock} cannot be locked ({error.strerror or error}): give an output_dir that can be written"
+
+
+def _owner(path: Path) -> str:
+    try:
+        return path.owner()
+    except KeyError:  # a container's files, of a user whom it does not know
+        return f"user {path.stat().st_uid}"
 
 
 def sha256_file(path: Path) -> str:
@@ -186,7 +193,7 @@ def _homeless() -> Path:
     folder = Path(tempfile.gettempdir(), f"melora_bench-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise ValueError(f"{folder} belongs to {folder.owner()}: set MELORA_BENCH_CACHE to a folder of your own")
+        raise ValueError(f"{folder} belongs to {_owner(folder)}: set MELORA_BENCH_CACHE to a folder of your own")
     log.warning("neither HOME nor MELORA_BENCH_CACHE is set: downloads and tokens are kept in %s", folder)
     return folder
 

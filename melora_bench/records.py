@@ -16,6 +16,7 @@ from melora_bench.files import sha256_json, write_text
 
 log = logging.getLogger(__name__)
 SCHEMA = 1
+GIT_SECONDS = 60  # what a slow file system may take; a git that hangs holds up no run
 ROOT = Path(__file__).resolve().parent.parent
 # What a run's identity leaves out: seeds, the place of files, what does not change numbers, and what `method` repeats.
 UNLESS_SET = {"max_steps", "eval_steps", "warmup_steps"}  # later keys: while null, older runs are the same runs
@@ -147,7 +148,7 @@ def git_state() -> dict:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]
-        done = subprocess.run(command, capture_output=True, check=True, timeout=60, stdin=subprocess.DEVNULL)
+        done = subprocess.run(command, capture_output=True, check=True, timeout=GIT_SECONDS, stdin=subprocess.DEVNULL)
         return done.stdout.decode(errors="replace").strip()
 
     watched = ("melora_bench", "configs", "scripts", "pyproject.toml", "requirements.lock")
