@@ -3,6 +3,7 @@
 Whatever happens, the same command again ends with the records and adapters of an unbroken run, and leaves nothing else.
 """
 
+import importlib
 import itertools
 import multiprocessing
 import os
@@ -35,7 +36,11 @@ OPERATIONS = (
     "unlink",
 )  # of os; an open counts if it may create
 
-# A parent that has imported torch forks every worker: a start takes a tenth of a second.
+# A parent that has imported everything forks every worker: what a run imports only when it needs it takes seconds.
+LATE = ("torch._dynamo", "melora_bench.tasks.text", "transformers.models.roberta.modeling_roberta",
+        "transformers.models.roberta.tokenization_roberta", "melora_bench.metrics")  # fmt: skip
+for name in LATE:
+    importlib.import_module(name)
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["test_kills"])
 
