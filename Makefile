@@ -4,6 +4,13 @@ BIN := .venv/bin
 DONE := .venv/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock torch
 
+# `make sweep TABLE=x task=mrpc` would start the whole grid: a run's settings are no variables of make.
+KNOWN := ARGS BENCHMARKS BIN DATA INSTRUCT PYTHON SCORE SHELL TABLE
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+ifneq ($(filter-out $(KNOWN),$(GIVEN)),)
+$(error $(filter-out $(KNOWN),$(GIVEN)): no variable of this Makefile; the settings of runs go into ARGS, as in ARGS="task=mrpc")
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test test-slow test-gpu lint format check glue-sweep instruct-sweep instruct-quickstart plan sweep status tables figures report docs bench bench-gpu lock
 
@@ -19,7 +26,7 @@ $(DONE): requirements.lock pyproject.toml
 
 quickstart: $(DONE)  ## train every method on a laptop and print the table (minutes)
 	$(BIN)/python scripts/train.py -m table=quickstart $(ARGS)
-	$(BIN)/python scripts/tables.py quickstart
+	$(BIN)/python scripts/tables.py quickstart $(ARGS)
 
 test: $(DONE)  ## the tests that take seconds
 	$(BIN)/python -m pytest
@@ -44,32 +51,32 @@ check: lint test tables report  ## lint, test, and what is made from the committ
 glue-sweep: $(DONE)  ## both papers' Table 2: every missing point (ARGS narrows or overrides)
 	@failed=0; none=0; for table in melora_table2 mplora_table2; do \
 		$(BIN)/python scripts/train.py -m table=$$table $(ARGS); code=$$?; \
-		case $$code in 0) ;; 3) none=$$((none + 1));; *) failed=1;; esac; done; \
-	[ $$failed = 0 ] && [ $$none -lt 2 ]  # 3: the selection has no point of that table
+		case $$code in 0) ;; 130) exit 130;; 3) none=$$((none + 1));; *) failed=1;; esac; done; \
+	[ $$failed = 0 ] && [ $$none -lt 2 ]  # 3: the selection has no point of that table, 130: Ctrl-C
 
 INSTRUCT ?= melora_table3
 SCORE ?= backbone=llama2_7b backbone.dtype=bfloat16 precision=bf16
 BENCHMARKS = task=mmlu,drop,humaneval,bbh
 instruct-sweep: ARGS ?= precision=bf16 backbone.dtype=bfloat16
 instruct-sweep: $(DONE)  ## train and score a table of INSTRUCTEVAL (INSTRUCT=name, ARGS for training, SCORE for scoring, where HumanEval needs allow_code_execution=true)
-	@failed=0; set -x; $(BIN)/python scripts/train.py -m table=$(INSTRUCT) $(ARGS) || failed=1; \
-	$(BIN)/python scripts/instructeval.py -m $(BENCHMARKS) experiment=$(INSTRUCT) $(SCORE) || failed=1; \
-	$(BIN)/python scripts/instructeval.py -m $(BENCHMARKS) run=$(INSTRUCT) $(SCORE) || failed=1; \
-	$(BIN)/python scripts/tables.py $(INSTRUCT) && exit $$failed
+	@failed=0; try() { echo "$$@"; "$$@" || failed=$$?; [ $$failed != 130 ] || exit 130; }; \
+	try $(BIN)/python scripts/train.py -m table=$(INSTRUCT) $(ARGS); \
+	try $(BIN)/python scripts/instructeval.py -m $(BENCHMARKS) experiment=$(INSTRUCT) $(SCORE); \
+	try $(BIN)/python scripts/instructeval.py -m $(BENCHMARKS) run=$(INSTRUCT) $(SCORE); \
+	$(BIN)/python scripts/tables.py $(INSTRUCT) $(SCORE) && exit $$failed
 
-QUICK = results_dir=outputs/instruct_quickstart limit=8 allow_code_execution=true data=local data.root=$(DATA)/instruct
+QUICK = results_dir=outputs/instruct_quickstart limit=8 allow_code_execution=true data=local 'data.root=$(DATA)/instruct'
 instruct-quickstart: $(DONE)  ## tune and score SmolLM2 (DATA=DIR with alpaca/*.json and instruct/{mmlu,bbh,drop,humaneval}/)
-	@[ -d "$(DATA)/instruct" ] || { echo 'error: DATA=DIR is missing: no package carries free instructions; DIR holds' \
+	@[ -d "$(subst ~/,$(HOME)/,$(DATA))/instruct" ] || { echo 'error: DATA=DIR is missing: no package carries free instructions; DIR holds' \
 		'alpaca/ (one .json, .jsonl or .parquet) and instruct/ (mmlu/ bbh/ drop/ humaneval/)' >&2; exit 2; }
-	$(MAKE) instruct-sweep INSTRUCT=instruct_quickstart ARGS="data=local data.root=$(DATA)/alpaca" SCORE="$(QUICK)"
+	$(MAKE) instruct-sweep INSTRUCT=instruct_quickstart ARGS="data=local 'data.root=$(DATA)/alpaca'" SCORE="$(QUICK)"
 
 plan: $(DONE)  ## what a grid will cost on this device: points, steps, tokens, hours (TABLE=name)
 	@$(BIN)/python scripts/plan.py $(TABLE) $(ARGS)
 
 sweep: $(DONE)  ## every missing point of one grid, then its table (TABLE=name, ARGS narrows or overrides)
-	$(BIN)/python scripts/train.py -m table=$(TABLE) $(ARGS)
-	$(BIN)/python scripts/tables.py $(TABLE) $(patsubst results_dir=%,--results %,$(filter results_dir=%,$(ARGS))) \
-		$(patsubst experiment=%,--experiment %,$(filter experiment=%,$(ARGS)))
+	$(BIN)/python scripts/train.py -m table=$(or $(TABLE),$(error TABLE=NAME is missing: of configs/table)) $(ARGS)
+	$(BIN)/python scripts/tables.py $(TABLE) $(ARGS)
 
 status: $(DONE)  ## the points of a grid as done, running, failed, missing (TABLE=name, ARGS as for the sweep)
 	@$(BIN)/python scripts/status.py $(TABLE) $(ARGS)

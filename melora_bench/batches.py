@@ -2,8 +2,10 @@
 
 import functools
 import itertools
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +13,8 @@ from torch import Tensor
 
 from melora_bench.files import cache_dir, sha256_json, write_atomic
 from melora_bench.seeding import generator
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,23 +54,52 @@ def tokenise(tokenizer, columns: list[list[str]], labels: np.ndarray, max_length
     tokenizer.backend_tokenizer.no_truncation()  # an earlier call leaves its own limit there, which would change the key
     tokenizer.backend_tokenizer.no_padding()
     settings = [max_length, tokenizer.model_input_names, tokenizer.backend_tokenizer.to_str()]
-    path = cache_dir() / "tokens" / f"{sha256_json(['v2', *settings, columns])}.npz"
-    if not path.exists():
+    place = ("tokens", f"{sha256_json(['v2', *settings, columns])}.npz")
+    arrays = _stored(place, len(columns[0]))
+    if arrays is None:
         encoded = tokenizer(*columns, truncation=True, max_length=max_length, return_attention_mask=False)
         offsets = np.cumsum([0, *map(len, encoded["input_ids"])])
         arrays = {"ids": np.concatenate(encoded["input_ids"]).astype(np.int32), "offsets": offsets}
         if "token_type_ids" in encoded:
             arrays["types"] = np.concatenate(encoded["token_type_ids"]).astype(np.uint8)
+        _store(place, arrays)
+    return Split(types=arrays.pop("types", None), **arrays, labels=labels, pad_id=pad_id(tokenizer))
 
-        def write(temporary) -> None:
-            with temporary.open("wb") as file:
-                np.savez(file, **arrays)
 
-        write_atomic(path, write)
-    with np.load(path) as arrays:
-        types = arrays.get("types")
-        ids, offsets = arrays["ids"], arrays["offsets"]
-    return Split(ids=ids, types=types, offsets=offsets, labels=labels, pad_id=pad_id(tokenizer))
+def _stored(place: tuple[str, str], rows: int) -> dict[str, np.ndarray] | None:
+    """The arrays of the token cache; None if they are not there, or, with a warning, if they cannot be what was stored."""
+    try:
+        path = cache_dir().joinpath(*place)
+        with np.load(path) as file:  # a zip archive: each array has a checksum
+            arrays = dict(file)
+        types = {key: (value.dtype.name, value.shape) for key, value in arrays.items()}
+        tokens = int(arrays["offsets"][-1])
+        wanted = {"ids": ("int32", (tokens,)), "offsets": ("int64", (rows + 1,)), "types": ("uint8", (tokens,))}
+        if types != {key: wanted[key] for key in wanted.keys() & {"ids", "offsets", *types}}:
+            raise ValueError(f"it holds {types}")
+        return arrays
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except Exception as error:  # whatever zipfile and numpy raise for a damaged file
+        _warn(f"the token cache's {'/'.join(place)} is made anew: it is damaged ({error})")
+        return None
+
+
+def _store(place: tuple[str, str], arrays: dict[str, np.ndarray]) -> None:
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+
+    try:
+        write_atomic(cache_dir().joinpath(*place), write)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        _warn(f"no tokens are kept for the next run: the cache, $MELORA_BENCH_CACHE, cannot be written ({why})")
+
+
+@functools.cache  # once, not for every split of every run
+def _warn(text: str) -> None:
+    log.warning("%s", text)
 
 
 def pad_id(tokenizer) -> int:

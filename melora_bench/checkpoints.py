@@ -11,10 +11,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from melora_bench import shapes
 from melora_bench.files import write_atomic
 from melora_bench.methods.base import AdapterLayer, ReplicatedLinear
 from melora_bench.records import config_hash, options
-from melora_bench.shapes import count, flag, misfit, name, names, number, shown, text
+from melora_bench.shapes import count, flag, misfit, names, number, shown, text
 
 FORMAT = "melora_bench checkpoint 2"  # the first words of its file
 CHECKPOINT = ("run", "part", "earlier", "trainer", "seconds", "resumed_at")
@@ -22,11 +23,11 @@ CHECKPOINT = ("run", "part", "earlier", "trainer", "seconds", "resumed_at")
 ACCOUNT = {
     "run_id": names,
     "seed": count,
-    "choices": {"method": name, "task": name, "backbone": name},
+    "choices": {"method": shapes.name, "task": shapes.name, "backbone": shapes.name},
     "config": {"method": {}, "task": {}, "backbone": {}},
     "config_hash": text,
     "git": {"commit": (None, text), "dirty": (None, flag)},
-    "model": {"name": name, "sha256": text, "commit": (None, text)},
+    "model": {"name": shapes.name, "sha256": text, "commit": (None, text)},
     "step": count,
     "total_steps": count,
     "epoch": number,
@@ -135,7 +136,7 @@ def _problem(values: dict) -> str:
     hashes = {"model.sha256": values["model"]["sha256"], "model.commit": values["model"]["commit"] or "0" * 40,
               "git.commit": values["git"]["commit"] or "0" * 40}  # fmt: skip
     wrong = [key for key, value in hashes.items() if not re.fullmatch(r"[0-9a-f]{40}([0-9a-f]{24})?", value)]
-    wrong += [f"metric {shown(key)}" for key in values["metrics"] if not name(key)]
+    wrong += [f"metric {shown(key)}" for key in values["metrics"] if not shapes.name(key)]
     return f"{wrong[0]} cannot be" if wrong else ""
 
 

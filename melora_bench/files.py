@@ -1,45 +1,117 @@
 """Files written whole, claims, hashes, canonical JSON, and the user's cache directory."""
 
 import contextlib
+import errno
+import fcntl
 import functools
+import glob
 import hashlib
 import json
+import logging
 import os
+import re
+import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
+log = logging.getLogger(__name__)
+
+DAY = 86400  # seconds
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
-    """Let `write(temporary)` make the file, then rename it to `path`: a reader sees the whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Let `write(temporary)` make the file, then rename it to `path`: a reader sees the whole file or none, after a power cut
+    too. Its mode is what the umask leaves of 0666. Raises OSError, naming `path`, when it cannot be written."""
+    with _naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(path)
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, 0o666))
+        try:
+            mode = temporary.stat().st_mode & 0o777
+            write(temporary)
+            temporary.chmod(mode)  # a library may have put a file of another mode in its place
+            _sync(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync(path.parent)
     return path
 
 
 def write_folder(path: Path, write: Callable[[Path], None]) -> Path:
-    """Let `write(temporary)` fill a folder, then rename it to `path`, which may exist if it is empty."""
-    there = next(parent for parent in path.absolute().parents if parent.exists())
-    temporary = Path(tempfile.mkdtemp(dir=there, prefix=f".{path.name}."))
-    try:
-        write(temporary)
-        temporary.chmod(0o755)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    """Let `write(temporary)` fill a folder, then rename it to `path`, which may exist if it is empty. Modes and errors are
+    those of `write_atomic`."""
+    with _naming(path):
+        there = next(parent for parent in path.absolute().parents if parent.exists())
+        sweep(there.glob(f".{glob.escape(path.name)}.*"), older=DAY)
+        temporary = _temporary(there / path.name)
+        temporary.mkdir()
+        try:
+            mode = temporary.stat().st_mode & 0o777
+            write(temporary)
+            for inner in [*temporary.rglob("*"), temporary]:
+                inner.chmod(mode if inner.is_dir() else mode & 0o666)
+                _sync(inner)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        _sync(path.parent)
     return path
+
+
+def sweep(leftovers: Iterable[Path], *, older: float = 0) -> None:
+    """Remove files and folders that nobody writes any more: more than `older` seconds old, where nothing else says so."""
+    for path in leftovers:
+        with contextlib.suppress(OSError):  # another user's, say: it is in nobody's way
+            if time.time() - path.stat().st_mtime >= older:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """What goes wrong while `path` is written, as an OSError of that name; libraries raise errors of their own."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
+    except (RuntimeError, SafetensorError) as error:
+        raise OSError(errno.EIO, " ".join(str(error).split()), str(path)) from error
+
+
+def reason(error: OSError) -> str:
+    """In words for a person: what could not be had, and why."""
+    why = error.strerror or " ".join(str(error).split())
+    return f"{error.filename}: {why}" if error.filename else why
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's contents, or a folder's names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        if not path.is_dir():  # some file systems have no fsync of a folder
+            raise
+    finally:
+        os.close(handle)
+
+
+def probe(folder: Path) -> None:
+    """Raises OSError when no file can be written in `folder`, which is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -50,16 +122,47 @@ def write_text(path: Path, text: str) -> Path:
 def claimed(lock: Path, wait: float = 1.0) -> Iterator[bool]:
     """Whether this process may do the work that `lock` stands for: False while another does. A dead process holds nothing.
 
-    The short wait lets one pass who holds it for an instant to see whether it can (`Point.state`).
+    The short wait lets one pass who looks whether it is free (`held`). Raises ValueError when the lock cannot be opened, or
+    the file system has no locks.
     """
-    lock.parent.mkdir(parents=True, exist_ok=True)
     try:
-        held = FileLock(lock, fallback_to_soft=False).acquire(timeout=wait)
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        claim = FileLock(lock, fallback_to_soft=False).acquire(timeout=wait)
     except Timeout:
         yield False
         return
-    with held:
+    except OSError as error:
+        raise ValueError(_no_lock(lock, error)) from error
+    with claim:
         yield True
+
+
+def held(lock: Path) -> bool:
+    """Whether some process holds the claim `lock`; asks without being able to hold it, and without write access."""
+    try:
+        with lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no such lock, or none that this user may see
+        return False
+    return False
+
+
+def _no_lock(lock: Path, error: OSError) -> str:
+    if isinstance(error, PermissionError) and lock.exists():
+        return (f"{lock} belongs to {_owner(lock)}, and this user may not write it: give another output_dir, or let its owner "
+                "make it writable for both (chmod, and umask 002 from now on)")  # fmt: skip
+    if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+        return f"{lock} cannot be locked ({error.strerror}): give an output_dir on a file system with flock"
+    return f"{lock} cannot be locked ({error.strerror or error}): give an output_dir that can be written"
+
+
+def _owner(path: Path) -> str:
+    try:
+        return path.owner()
+    except KeyError:  # a container's files, of a user whom it does not know
+        return f"user {path.stat().st_uid}"
 
 
 def sha256_file(path: Path) -> str:
@@ -88,6 +191,25 @@ def sha256_json(value: object) -> str:
 
 
 def cache_dir() -> Path:
-    """$MELORA_BENCH_CACHE, else the user's cache directory; holds embedded files and tokenised data."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("MELORA_BENCH_CACHE") or Path(base) / "melora_bench")
+    """$MELORA_BENCH_CACHE, else `melora_bench` in the user's cache directory; holds embedded files and tokenised data. A user
+    without a home has it among the temporary files."""
+    if own := os.environ.get("MELORA_BENCH_CACHE"):
+        return Path(home(own))
+    base = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    return base / "melora_bench" if base.is_absolute() else _homeless()
+
+
+@functools.cache  # one warning
+def _homeless() -> Path:
+    folder = Path(tempfile.gettempdir(), f"melora_bench-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise ValueError(f"{folder} belongs to {_owner(folder)}: set MELORA_BENCH_CACHE to a folder of your own")
+    log.warning("neither HOME nor MELORA_BENCH_CACHE is set: downloads and tokens are kept in %s", folder)
+    return folder
+
+
+def home(argument: str) -> str:
+    """A path, or an option `key=path`, with a leading `~/` made the user's home, inside quotes too; anything else as it is."""
+    found = re.match(r"([^=~'\"]*=)?['\"]?(?=~(/|['\"]?$))", argument)
+    return argument[: found.end()] + os.path.expanduser("~") + argument[found.end() + 1 :] if found else argument

@@ -22,6 +22,9 @@ class _Metric(evaluate.Metric):
     def __init__(self) -> None:
         super().__init__(keep_in_memory=True)
 
+    def _build_data_dir(self) -> str:
+        return ""  # evaluate makes a folder for the files of metrics that are not kept in memory
+
     def _info(self) -> evaluate.MetricInfo:
         features = datasets.Features({name: datasets.Value(self.dtype) for name in ("predictions", "references")})
         return evaluate.MetricInfo(description=type(self).__doc__, citation="", features=features)

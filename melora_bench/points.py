@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from melora_bench import records
-from melora_bench.files import claimed
+from melora_bench.files import claimed, held, home, sweep
 from melora_bench.typed import MOST, check_fields
 
 GROUPS = ("method", "task", "backbone", "data", "recipe")
@@ -32,7 +34,7 @@ OR_NULL = {"max_train_rows", "max_eval_rows", "max_steps", "eval_steps"}
 def compose_run(overrides: list[str]) -> tuple[DictConfig, dict]:
     """The config of a command line as scripts/train.py sees it, and the options of its groups."""
     with initialize_config_dir(str(records.ROOT / "configs"), version_base="1.3"):
-        cfg = compose("train", overrides, return_hydra_config=True)
+        cfg = compose("train", [*map(home, overrides)], return_hydra_config=True)
     return OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), dict(cfg.hydra.runtime.choices)
 
 
@@ -110,6 +112,10 @@ class Point:
         path = Path(self.config["results_dir"]) / "runs" / f"{self.run_id(seed)}.json"
         return path if path.exists() else None
 
+    def todo(self) -> list[int]:
+        """The seeds without a record."""
+        return [seed for seed in self.config["seeds"] if not self.record(seed)]
+
     def output(self, *seeds: int | str) -> Path:
         """The folder of one seed's adapters and error, or of a packed run's checkpoint."""
         name = "-".join(map(str, seeds))
@@ -121,30 +127,45 @@ class Point:
         if not get_class(self.config["method"]["_target_"]).packs:
             return [[seed] for seed in todo]
         found: list[list[int]] = []
-        for path in sorted(self.output("*").parent.glob(f"{self.output('*').name}/checkpoint.pt")):
-            seeds = [int(seed) for seed in path.parent.name.removeprefix(self.output("").name).split("-")]
+        for seeds in self._checkpoints().values():
             left = set(todo).difference(*found)
             if set(seeds) & left and set(seeds) <= set(self.config["seeds"]) - set().union(*found):
                 found.append(seeds)
         rest = [seed for seed in todo if not any(seed in seeds for seeds in found)]
         return [*found, rest] if rest else found
 
+    def _checkpoints(self) -> dict[Path, list[int]]:
+        """The checkpoints of packed runs, with their seeds; copies that somebody made have other names."""
+        paths = sorted(self.lock.parent.glob(f"{self.name}-s*/checkpoint.pt"))
+        names = {path: path.parent.name.removeprefix(f"{self.name}-s") for path in paths}
+        good = {path: name for path, name in names.items() if re.fullmatch(r"[0-9]+(-[0-9]+)*", name)}
+        return {path: [int(seed) for seed in name.split("-")] for path, name in good.items()}
+
     @property
     def lock(self) -> Path:
         return self.output().with_name(f"{self.name}.lock")
 
-    def claimed(self, wait: float = 1.0) -> contextlib.AbstractContextManager[bool]:
-        """Whether this process may train the point (`files.claimed`)."""
-        return claimed(self.lock, wait)
+    @contextlib.contextmanager
+    def claimed(self, wait: float = 1.0) -> Iterator[bool]:
+        """Whether this process may train the point (`files.claimed`). Its holder removes what killed processes left."""
+        with claimed(self.lock, wait) as mine:
+            if mine:
+                sweep(self.leftovers())
+            yield mine
+
+    def leftovers(self) -> list[Path]:
+        """Unfinished files of the point, and checkpoints of seeds that all have their records: a killed process's, unless
+        somebody holds the point."""
+        written = Path(self.config["results_dir"], "runs", self.run_id(0)).parent
+        done = [path for path, seeds in self._checkpoints().items() if all(map(self.record, seeds))]
+        return [*self.lock.parent.glob(f"{self.name}-s*/.*"), *written.glob(f".{self.name}-s*.json.*"), *done]
 
     def state(self, seed: int) -> str:
         """done | running | failed | missing. An interrupted run is missing, and resumes when it is started again."""
         if self.record(seed):
             return "done"
-        if self.lock.exists():
-            with self.claimed(wait=0) as free:
-                if not free:
-                    return "running"
+        if held(self.lock):
+            return "running"
         return "failed" if (self.output(seed) / "error.txt").exists() else "missing"
 
 

@@ -1,12 +1,13 @@
 """What a person sees of a run: a bar on a terminal, plain lines elsewhere, one summary line at the end."""
 
 import logging
-import os
 import time
 
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from melora_bench.processes import is_main
 
 REFRESH_STEPS = 10  # how often the losses are fetched from the device
 
@@ -21,8 +22,7 @@ def setup_logging() -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    first = os.environ.get("RANK", "0") == "0"
-    logging.getLogger("melora_bench").setLevel(logging.INFO if first else logging.ERROR)
+    logging.getLogger("melora_bench").setLevel(logging.INFO if is_main() else logging.ERROR)
 
 
 class RunProgress:

@@ -6,17 +6,21 @@ import functools
 import gc
 import itertools
 import json
+import logging
 import platform
 import re
 import reprlib
 import subprocess
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
 from melora_bench.files import sha256_file, sha256_json, write_text
 from melora_bench.shapes import CONTROL, count, flag, misfit, name, names, number, shown, text, texts
 
+log = logging.getLogger(__name__)
 SCHEMA = 1
+GIT_SECONDS = 60  # what a slow file system may take; a git that hangs holds up no run
 ROOT = Path(__file__).resolve().parent.parent
 # What a run's identity leaves out: seeds, the place of files, what does not change numbers, and what `method` repeats.
 UNLESS_SET = {"max_steps", "eval_steps", "warmup_steps"}  # later keys: while null, older runs are the same runs
@@ -223,16 +227,22 @@ def best(epochs: list[dict], metric: str) -> dict:
 
 @functools.cache
 def git_state() -> dict:
-    """The commit, and whether code or configs differ from it; both null outside a checkout."""
+    """The commit, and whether code or configs differ from it; both null, with one warning, when git does not say."""
 
-    def git(*arguments: str) -> str | None:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else None
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
+        done = subprocess.run(command, capture_output=True, check=True, timeout=GIT_SECONDS, stdin=subprocess.DEVNULL)
+        return done.stdout.decode(errors="replace").strip()
 
-    status = git(
-        "status", "--porcelain", "--", "melora_bench", "configs", "scripts", "pyproject.toml", "requirements.lock"
-    )
-    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+    watched = ("melora_bench", "configs", "scripts", "pyproject.toml", "requirements.lock")
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", *watched))}
+    except subprocess.CalledProcessError as error:
+        reason = " ".join(error.stderr.decode(errors="replace").split())
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = str(error)
+    log.warning("records will not say which commit made them: %s", textwrap.shorten(reason, 300))
+    return {"commit": None, "dirty": None}
 
 
 @functools.cache

@@ -13,18 +13,18 @@ from pathlib import Path
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.state import AcceleratorState, GradientState
 from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import DictConfig
 
 from melora_bench import checkpoints, records
 from melora_bench.backbones import check_device, check_dtype
 from melora_bench.batches import TrainBatches
-from melora_bench.files import write_text
+from melora_bench.files import probe, reason, write_text
 from melora_bench.inputs import difference, named, refusals
 from melora_bench.methods.dropout import replace_dropouts
 from melora_bench.points import Point, build
+from melora_bench.processes import agreed, count, is_main
 from melora_bench.progress import RunProgress
 from melora_bench.schedule import Schedule
 from melora_bench.sharding import refuse_launch, shard_backbone
@@ -49,13 +49,18 @@ def run(cfg: DictConfig, choices: dict) -> list[Path]:
     try:
         point = Point.of(cfg, choices)
         with contextlib.ExitStack() as stack:
-            mine = _agreed(stack.enter_context(point.claimed()) if _is_main() else None)
-            todo = _agreed([seed for seed in point.config["seeds"] if not point.record(seed)])
+            todo, mine = agreed(point.todo()), False
+            if todo:  # another user's finished point is skipped without that user's lock
+                mine = agreed(is_main() and stack.enter_context(point.claimed()))
+                todo = agreed(point.todo())
+            elif is_main() and point.leftovers():
+                with contextlib.suppress(ValueError), point.claimed(wait=0):  # which removes them
+                    pass
             done = [seed for seed in point.config["seeds"] if seed not in todo]
             about = f"{point.choices['task']} {point.name}"
-            if done and _is_main():
-                for reason in refusals(point, done).values():
-                    raise ValueError(reason)
+            if done and is_main():
+                if refused := refusals(point, done):
+                    raise ValueError(next(iter(refused.values())))
                 log.info("skip  %s  seeds %s are recorded: %s", about, done, point.record(done[0]))
             if todo and not mine:
                 log.info(
@@ -73,7 +78,7 @@ def run(cfg: DictConfig, choices: dict) -> list[Path]:
                 except ValueError as error:  # the seeds of another pack are none the worse for it
                     failures.append(error.with_traceback(None))
                 except torch.OutOfMemoryError as error:
-                    if len(seeds) == 1 or resumed or _processes() > 1:
+                    if len(seeds) == 1 or resumed or count() > 1:
                         failures, packs = [*failures, error.with_traceback(None)], []
                     else:
                         half = -(-len(seeds) // 2)
@@ -90,15 +95,14 @@ def run(cfg: DictConfig, choices: dict) -> list[Path]:
                                "training raise accumulation, in evaluation lower eval_batch_size, or give fewer seeds; the "
                                "next start goes on from the last evaluation's checkpoint, if there was one"
                                .format(**point.config))  # fmt: skip
-        expected = isinstance(error, ValueError | InstantiationException)
-        line = _one_line(error) if expected else f"{type(error).__name__}: {_one_line(error)}"
+        line = _one_line(error)
         log.error("error: %s", line)
-        if point and _is_main():
-            for seed in point.config["seeds"]:
-                if not point.record(seed):
+        if point and is_main():
+            with contextlib.suppress(OSError):  # the disk may be what failed
+                for seed in point.todo():
                     write_text(point.output(seed) / "error.txt", f"{line}\n\n{traceback.format_exc()}")
     # Outside the except block: a sweep keeps the exception, which must not keep the failed run's model alive.
-    if _processes() > 1:
+    if count() > 1:
         os._exit(1)  # the other processes wait for this one: their launcher ends them
     raise RunError(f"error: {line}")
 
@@ -185,6 +189,8 @@ class PackedRun:
         checkpoint = self.point.output(*self.seeds) / "checkpoint.pt"
         self._resume(checkpoint)
         for seed in self.seeds if main else []:
+            for folder in (self.point.output(*self.seeds), self.point.output(seed), self._results):
+                probe(folder)  # before the hours of training that would be lost
             (self.point.output(seed) / "error.txt").unlink(missing_ok=True)
         try:
             name = f"{self.task.name} {self.point.name}"
@@ -211,6 +217,10 @@ class PackedRun:
             raise ValueError(f"{self.task.name} {self.point.name}: {what}: its loss was not finite, no record was written; "
                              f"try a lower lr than {self.config['lr']}")  # fmt: skip
         return paths
+
+    @property
+    def _results(self) -> Path:
+        return Path(self.config["results_dir"], "runs", self.point.run_id(self.seeds[0])).parent
 
     @property
     def _about(self) -> dict:
@@ -247,7 +257,7 @@ class PackedRun:
                 "seconds": self._seconds, "resumed_at": self.resumed_at}  # fmt: skip
 
     def _resume(self, checkpoint: Path) -> None:
-        if not _agreed(checkpoint.exists()):
+        if not agreed(checkpoint.exists()):
             return
         state = checkpoints.load_checkpoint(checkpoint)
         if differing := difference(state["run"], self._run):
@@ -329,12 +339,15 @@ class PackedRun:
         return paths
 
     def _summarise(self, paths: list[Path]) -> None:
-        good = [records.load(path) for path in paths]
+        found = {seed: path for seed in self.seeds if (path := self.point.record(seed))}
+        good = [records.load(path) for path in found.values()]
+        if others := [seed for seed, path in found.items() if path not in paths]:
+            log.info("skip  %s  seeds %s had been recorded before this run ended", self.point.name, others)
         scores = " ".join(f"{records.best_epoch(record)['metrics'][record.metric]:.4f}" for record in good) or "none"
         speed = sum(record.rows_per_second for record in good)
         files = [self.point.output(record.seed) / f"{kind}.safetensors" for record in good for kind in ("best", "last")]
         sizes = sum(file.stat().st_size for file in files) / 1e6
-        where = str(paths[0]).replace(f"-s{good[0].seed}.json", "-s*.json") if good else "no record"
+        where = str(found[good[0].seed]).replace(f"-s{good[0].seed}.json", "-s*.json") if good else "no record"
         log.info("done  %s %s  %d of %d seeds  best %s %s  %s adapter parameters  %.0f rows/s  %.0f s  %s", self.task.name,
                  self.point.name, len(good), len(self.seeds), self.task.metric, scores, f"{self.params['adapter']:,}",
                  speed, self._seconds, where)  # fmt: skip
@@ -352,20 +365,7 @@ def _flat(config: dict, prefix: str = "") -> dict:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
-
-
-def _agreed(value: object) -> object:
-    """What the first process found, in every process: files may appear between one process's look and another's."""
-    if _processes() == 1:
-        return value
-    PartialState(cpu=not torch.cuda.is_available())
-    return broadcast_object_list([value])[0]
-
-
-def _is_main() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def _processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    if isinstance(error, OSError):
+        return f"{reason(error)}; once that is mended, the same command goes on"
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ValueError | InstantiationException) else f"{type(error).__name__}: {text}"

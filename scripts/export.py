@@ -10,6 +10,9 @@ backbone's name on a hub, for weights that are in a folder only; that folder is 
 
 import sys
 
+from melora_bench.files import home, reason
+from melora_bench.processes import interruptible
+
 OPTIONS = {"run": None, "to": None, "which": "best", "merged": "false", "output_dir": "outputs", "backbone.path": None,
            "base": None}  # fmt: skip
 
@@ -18,7 +21,7 @@ def main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0
-    given = dict(argument.partition("=")[::2] for argument in arguments)
+    given = dict(home(argument).partition("=")[::2] for argument in arguments)
     options = OPTIONS | given
     slips = [f"{key} is no option" for key in given if key not in OPTIONS]
     slips += [f"{key}= is missing" for key in ("run", "to") if not options[key]]
@@ -38,7 +41,7 @@ def main(arguments: list[str]) -> int:
         folders = export(options["run"], options["to"], which=options["which"], merged=merged, base=options["base"],
                          output_dir=options["output_dir"], backbone_path=options["backbone.path"])  # fmt: skip
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {reason(error) if isinstance(error, OSError) else error}", file=sys.stderr)
         return 1
     library = "transformers" if merged else "peft"
     for folder, difference in folders.items():
@@ -48,4 +51,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with interruptible("nothing was written"):
+        sys.exit(main(sys.argv[1:]))

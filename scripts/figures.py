@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from melora_bench.figures import draw
+from melora_bench.processes import interruptible
 from melora_bench.records import ROOT
 from melora_bench.tables import with_numbers
 
@@ -25,4 +26,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with interruptible():
+        sys.exit(main())

@@ -7,6 +7,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from melora_bench.files import home, reason
+from melora_bench.processes import interruptible
 from melora_bench.progress import setup_logging
 
 
@@ -21,6 +23,8 @@ def main(cfg: DictConfig) -> None:
         score(cfg, HydraConfig.get().runtime.choices)
     except ValueError as error:
         line = f"error: {error}"
+    except OSError as error:
+        line = f"error: {reason(error)}; once that is mended, the same command goes on"
     # Outside the except block: with -m Hydra keeps the exception, which must not keep the model alive.
     if line and HydraConfig.get().mode == RunMode.RUN:
         sys.exit(line)
@@ -30,4 +34,6 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.argv[1:] = map(home, sys.argv[1:])
+    with interruptible("the same command goes on after the last finished subject"):
+        main()

@@ -5,6 +5,8 @@ import sys
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from melora_bench.processes import interruptible
+
 
 def main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
@@ -56,4 +58,5 @@ def duration(hours: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with interruptible():
+        sys.exit(main(sys.argv[1:]))

@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from melora_bench.processes import interruptible
 from melora_bench.report import write
 
 
@@ -10,8 +11,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", nargs="?", help="where the records are; default: the committed results")
     try:
-        print(f"wrote {write(parser.parse_args().results)}")
-    except ValueError as error:
+        with interruptible():
+            print(f"wrote {write(parser.parse_args().results)}")
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

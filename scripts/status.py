@@ -8,6 +8,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from melora_bench.grid import experiment, points
 from melora_bench.points import Point, compose_run
+from melora_bench.processes import interruptible
 from melora_bench.tables import load_grid
 
 STATES = ("done", "refused", "running", "failed", "missing")
@@ -65,4 +66,5 @@ def _refusals(point: Point, seeds: list[int]) -> dict[int, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with interruptible():
+        sys.exit(main(sys.argv[1:]))

@@ -7,6 +7,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from melora_bench.files import home
+from melora_bench.processes import interruptible
 from melora_bench.progress import setup_logging
 
 
@@ -24,4 +26,6 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.argv[1:] = map(home, sys.argv[1:])
+    with interruptible("the same command goes on from the last checkpoint"):
+        main()

@@ -394,9 +394,11 @@ def test_two_processes_may_fetch_at_once(index, sdist):
     index.file = sdist
 
     def other_process() -> None:
-        folder = cache_dir() / "vader-3.3.2-v1" / "movie"
-        folder.mkdir(parents=True)
-        (folder / "train.csv").write_text("theirs")
+        for task in ("movie", "tweets"):
+            folder = cache_dir() / "vader-3.3.2-v1" / task
+            folder.mkdir(parents=True)
+            for split in ("train", "validation"):
+                (folder / f"{split}.csv").write_text("theirs")
 
     index.meanwhile = other_process
     assert (embedded.vader_folder() / "movie" / "train.csv").read_text() == "theirs"
