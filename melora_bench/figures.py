@@ -24,16 +24,17 @@ STYLE = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "
          "legend.frameon": False, "text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "melora_bench"}  # fmt: skip
 
 
-def draw(name: str, results_dir: str | None = None) -> list[Path]:
+def draw(name: str, results_dir: str | None = None, experiment: str | None = None) -> list[Path]:
     """Write <results_dir>/figures/<table>_<backbone>_<kind>.svg and .png of every figure that the table's records allow,
-    and remove the files of those that they no longer allow.
+    and remove the files of those that they no longer allow. The records of another experiment than the table's own make
+    figures of that name.
 
     Raises ValueError for a bad record. A table without records has no figures.
     """
-    it, paths = assemble(name, results_dir), []
+    it, paths = assemble(name, results_dir, experiment), []
     for backbone in sorted({backbone for backbone, _, _ in it.cells}):
         for kind, figure in _figures(it, backbone):
-            stem = it.results / "figures" / f"{name}_{backbone}_{kind}"
+            stem = it.results / "figures" / f"{experiment or name}_{backbone}_{kind}"
             if figure:
                 paths += _save(figure, stem)
             else:

@@ -3,6 +3,9 @@
 import hashlib
 import itertools
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from melora_bench.files import home
 from melora_bench.records import NOT_IDENTITY, PATHS, plain_name
 
 # Overrides that leave a record comparable with its table's others: which copy of the data is read, and on which backbone.
@@ -78,6 +81,26 @@ def experiment(grid: dict, overrides: list[str]) -> tuple[str, list[str]]:
     name = "-".join([grid["experiment"], *(plain_name(override) for override in trial)])
     digest = hashlib.sha256("\n".join(trial).encode()).hexdigest()[:8]
     return name if len(name) <= NAME_LENGTH else f"{name[:NAME_LENGTH]}-{digest}", trial
+
+
+def own_experiment(grid: dict, overrides: list[str]) -> str:
+    """The name that `experiment` gives; of a trial, a line on the terminal says so."""
+    name, trial = experiment(grid, overrides)
+    if trial:
+        print(f"trial  {' '.join(trial)}: records go to experiment={name}, beside those of the table; give "
+              "experiment=NAME for another", flush=True)  # fmt: skip
+    return name
+
+
+def split_arguments(arguments: list[str]) -> tuple[list[str], list[str], str | None]:
+    """(tables, overrides, results_dir) of a command line that names tables beside the overrides of their sweep.
+
+    Raises hydra's OverrideParseException for an override that Hydra does not take.
+    """
+    overrides = [home(argument) for argument in arguments if "=" in argument or argument[:1] in ("+", "~")]
+    given = OverridesParser.create().parse_overrides([item for item in overrides if item.startswith("results_dir=")])
+    tables = [argument for argument in arguments if "=" not in argument and argument[:1] not in ("+", "~")]
+    return tables, overrides, given[-1].value() if given else None
 
 
 def reference(table: dict, row: dict) -> str | None:

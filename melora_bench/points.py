@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from melora_bench import records
 from melora_bench.files import claimed, held, home, sweep
+from melora_bench.shapes import CONTROL, names, texts
 from melora_bench.typed import MOST, check_fields
 
 GROUPS = ("method", "task", "backbone", "data", "recipe")
@@ -88,8 +89,14 @@ class Point:
         records.check_experiment(config["experiment"])
         if config["precision"] not in ("no", "bf16", "fp16"):
             raise ValueError(f"precision={config['precision']!r} is unknown: use no, bf16 or fp16")
-        digest = records.config_hash(records.identity(config))
         choices = {group: choices[group] for group in GROUPS}
+        for group, choice in choices.items():
+            if choice is not None and not names(choice):
+                raise ValueError(f"{group}={choice!r} must be a name of letters, digits, '_', '-' and '.'")
+        for value in texts(config):
+            if CONTROL.search(value.replace("\n", "").replace("\t", "")):
+                raise ValueError(f"{value[:60]!r} holds control characters, which no record may have")
+        digest = records.config_hash(records.identity(config))
         return cls(config=config, choices=choices, name=f"{choices['method']}-{digest[:10]}")
 
     @property

@@ -11,7 +11,7 @@ from melora_bench.files import write_text
 from melora_bench.layout import block, estimates, heading, judged, seen_note, seen_tasks
 from melora_bench.markdown import footer
 from melora_bench.records import ROOT, RunRecord
-from melora_bench.tables import Assembled, assemble, with_numbers
+from melora_bench.tables import Assembled, assemble, experiments, with_numbers
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 
@@ -23,10 +23,11 @@ def write(results_dir: str | None = None) -> Path:
     if not results.is_dir():
         raise ValueError(f"{results} is no folder: name the results_dir of finished runs")
     names = sorted(path.stem for path in (ROOT / "configs" / "table").glob("*.yaml"))
-    tables = {name: it for name in with_numbers(names, results) if (it := assemble(name, str(results))).cells}
+    tables = {experiment: it for name in with_numbers(names, results) for experiment in experiments(name, results)
+              if (it := assemble(name, str(results), experiment)).cells}  # fmt: skip
     found = [record for folder in sorted((results / "runs").glob("*")) if folder.name != "adhoc"
              for record in records.load_all(results, folder.name)]  # fmt: skip
-    backbones = sorted({record.choices["backbone"] for record in found})
+    backbones = sorted({record.model["name"] for record in found})
     summary = (
         f"{len(found)} runs on {', '.join(backbones) or 'no backbone'}, in {len(tables)} tables. Scores are percentages (a "
         "loss is itself), mean ± sd over seeds. Click a column to sort, a run to see its config, curve and environment."
@@ -117,7 +118,8 @@ def _run(record: RunRecord) -> dict:
     ]
     return {
         "run_id": record.run_id,
-        **{key: record.choices[key] for key in ("task", "method", "backbone")},
+        **{key: record.choices[key] for key in ("task", "method")},
+        "backbone": record.model["name"],
         **{key: getattr(record, key) for key in ("seed", "metric", "config", "env", "git", "model")},
         "epochs": epochs,
         "best": best[:2],

@@ -1,6 +1,7 @@
 """From records to the papers' tables: ours beside the published numbers, with seeds, spread and a verdict."""
 
 import functools
+import glob
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,13 @@ def with_numbers(names: list[str], results_dir: str | None = None) -> list[str]:
     return found
 
 
+def experiments(name: str, results_dir: str | Path) -> list[str]:
+    """The experiments that hold records of a table's points: its own first, then those of trials (`grid.experiment`)."""
+    own = load_grid(name)["experiment"]
+    trials = sorted(path.name for path in (Path(results_dir) / "runs").glob(f"{glob.escape(own)}-*"))
+    return [own, *trials]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Assembled:
     """A table with everything that its records say."""
@@ -60,6 +68,8 @@ def assemble(name: str, results_dir: str | None = None, experiment: str | None =
         )
     grid = load_grid(name)
     table, results = grid["table"], Path(results_dir or ROOT / grid.get("results_dir", "results"))
+    if experiment not in (None, grid["experiment"]):
+        table["title"] += f", experiment {experiment}"
     cells = collect(table, records.load_all(results, experiment or grid["experiment"]), results)
     obstacles = {r.run_id: obstacle(r, table, table["rows"][number]["points"])
                  for (_, number, _), runs in cells.items() for r in all_records(runs)}  # fmt: skip

@@ -1,26 +1,41 @@
-"""Draw every figure that the records allow: `python scripts/figures.py [TABLE ...] [--results DIR]`."""
+"""Draw every figure that the records allow: `python scripts/figures.py [TABLE ...] [results_dir=DIR] [experiment=NAME]`.
+
+Options and overrides are those of scripts/tables.py.
+"""
 
 import argparse
 import sys
 
+from hydra.errors import HydraException
+
 from melora_bench.figures import draw
+from melora_bench.files import home, reason
+from melora_bench.grid import experiment as experiment_of
+from melora_bench.grid import split_arguments
 from melora_bench.processes import interruptible
 from melora_bench.records import ROOT
-from melora_bench.tables import with_numbers
+from melora_bench.tables import load_grid, with_numbers
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(given: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [path.stem for path in sorted((ROOT / "configs" / "table").glob("*.yaml"))]
     parser.add_argument("names", nargs="*", help=f"of {', '.join(names)}; default: all of the committed results")
     parser.add_argument("--results", help="where the records are, if not in the table's own place")
-    arguments = parser.parse_args()
+    parser.add_argument("--experiment", help="whose records, if not the table's own: what the sweep was given")
+    arguments = parser.parse_args(given)
     try:
-        for name in arguments.names or with_numbers(names, arguments.results):
-            for path in draw(name, arguments.results):
+        wanted, overrides, results = split_arguments(arguments.names)
+        results = results or (arguments.results and home(arguments.results))
+        for name in wanted or with_numbers(names, results):
+            experiment = arguments.experiment or (experiment_of(load_grid(name), overrides)[0] if wanted else None)
+            for path in draw(name, results, experiment):
                 print(f"wrote {path}")
-    except ValueError as error:
+    except (ValueError, HydraException) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {reason(error)}", file=sys.stderr)
         return 1
     return 0
 

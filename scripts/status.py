@@ -1,4 +1,7 @@
-"""List a grid's points as done, refused, running, failed or missing: `python scripts/status.py [TABLE ...] [overrides]`."""
+"""List a grid's points as done, refused, running, failed or missing: `python scripts/status.py [TABLE ...] [overrides]`.
+
+With --experiment: print only the name of the experiment that holds their records.
+"""
 
 import collections
 import sys
@@ -11,6 +14,7 @@ from melora_bench.points import Point, compose_run
 from melora_bench.processes import interruptible
 from melora_bench.tables import load_grid
 
+NAME, BOTH = "--experiment", ["melora_table2", "mplora_table2"]
 STATES = ("done", "refused", "running", "failed", "missing")
 
 
@@ -19,8 +23,11 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return 0
     overrides = [argument for argument in arguments if "=" in argument]
-    tables = [argument for argument in arguments if "=" not in argument] or ["melora_table2", "mplora_table2"]
+    tables = [argument for argument in arguments if "=" not in argument and argument != NAME] or BOTH
     try:
+        if NAME in arguments:
+            print(*(experiment(load_grid(table), overrides)[0] for table in tables))
+            return 0
         shown = [show(table, overrides, alone=len(tables) == 1) for table in tables]
         return 0 if any(shown) else 1
     except (ValueError, HydraException, OmegaConfBaseException) as error:

@@ -1,19 +1,20 @@
 """Regenerate tables from the records: `python scripts/tables.py [NAME ...] [results_dir=DIR] [experiment=NAME]`.
 
 Without a name: all papers' tables. The options are those that the sweep was given, also as --results DIR and
---experiment NAME; its other overrides change nothing here.
+--experiment NAME. Its other overrides say whether it was a trial, whose records have an experiment of their own.
 """
 
 import argparse
 import sys
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from melora_bench.files import home, reason
+from melora_bench.grid import experiment as experiment_of
+from melora_bench.grid import split_arguments
 from melora_bench.processes import interruptible
 from melora_bench.records import ROOT
-from melora_bench.tables import regenerate, with_numbers
+from melora_bench.tables import load_grid, regenerate, with_numbers
 
 
 def main(given: list[str] | None = None) -> int:
@@ -23,13 +24,11 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--results", help="where the records are, if not in the table's own place")
     parser.add_argument("--experiment", help="whose records, if not the table's own: what the sweep was given")
     arguments = parser.parse_args(given)
-    wanted = [name for name in arguments.names if "=" not in name and name[:1] not in ("+", "~")]
     try:
-        overrides = [home(name) for name in arguments.names if name.startswith(("results_dir=", "experiment="))]
-        values = {item.key_or_group: item.value() for item in OverridesParser.create().parse_overrides(overrides)}
-        results = values.get("results_dir", arguments.results and home(arguments.results))
-        experiment = values.get("experiment", arguments.experiment)
+        wanted, overrides, results = split_arguments(arguments.names)
+        results = results or (arguments.results and home(arguments.results))
         for name in wanted or with_numbers(names, results):
+            experiment = arguments.experiment or (experiment_of(load_grid(name), overrides)[0] if wanted else None)
             csv, markdown, tex = regenerate(name, results, experiment)
             if wanted:
                 print(markdown.read_text())

@@ -5,9 +5,10 @@ import sys
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from melora_bench.files import home
+from melora_bench.grid import own_experiment
 from melora_bench.processes import interruptible
 from melora_bench.progress import setup_logging
 
@@ -17,10 +18,13 @@ def main(cfg: DictConfig) -> None:
     from melora_bench.run import RunError, run  # imports torch: --help and a misspelt key answer without it
 
     setup_logging()
+    hydra_config = HydraConfig.get()
+    if cfg.table and hydra_config.mode == RunMode.RUN:  # one point of a table; a grid's sweeper has seen to it
+        cfg.experiment = own_experiment(OmegaConf.to_container(cfg), hydra_config.overrides.task)
     try:
-        run(cfg, HydraConfig.get().runtime.choices)
+        run(cfg, hydra_config.runtime.choices)
     except RunError:
-        if HydraConfig.get().mode == RunMode.RUN:
+        if hydra_config.mode == RunMode.RUN:
             sys.exit(1)  # the one line is logged; Hydra would say it again
         raise
 

@@ -10,7 +10,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import CompactHydraException
 from omegaconf import OmegaConf
 
-from melora_bench.grid import experiment, points
+from melora_bench.grid import own_experiment, points
 
 NO_POINT = 3  # the exit code for a selection that this table has no point of
 
@@ -30,11 +30,8 @@ class GridSweeper(BasicSweeper):
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(NO_POINT)
-        name, trial = experiment(grid, arguments)
-        if trial:
-            print(f"trial  {' '.join(trial)}: records go to experiment={name}, beside those of the table; give "
-                  "experiment=NAME for another", flush=True)  # fmt: skip
-            jobs = [[*job, f"experiment={name}"] for job in jobs]
+        name = own_experiment(grid, arguments)
+        jobs = [[*job, f"experiment={name}"] for job in jobs]
         results = self.launcher.launch(jobs, initial_job_idx=0)
         failed = [result for result in results if result.status.name == "FAILED"]
         if failed:
