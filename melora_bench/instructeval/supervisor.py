@@ -111,6 +111,7 @@ def enter_namespaces(number: int | None) -> None:
         write("/proc/self/setgroups", "deny")
         write("/proc/self/uid_map", f"{NOBODY} {user} 1")
         write("/proc/self/gid_map", f"{NOBODY} {group} 1")
+        LIMITS[resource.RLIMIT_NPROC] += 2  # the supervisors, which this namespace counts too
 
 
 def new_root() -> None:
