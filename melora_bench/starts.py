@@ -7,7 +7,7 @@ from torch import nn
 
 from melora_bench.checkpoints import about, account, load_tensors, read_adapter
 from melora_bench.files import sha256_file
-from melora_bench.methods.base import Method
+from melora_bench.methods.base import AdapterLayer, Method
 from melora_bench.methods.interchange import from_peft
 from melora_bench.points import Point
 
@@ -41,15 +41,18 @@ def load_start(point: Point, seed: int, replica: int, model: nn.Module, method: 
     path = start_file(point, seed)
     if path is None:
         return None
-    load = _load_peft if path.name == PEFT_WEIGHTS else _load_adapter
+    run_id = None
     try:
-        run_id = load(path, replica, model, method, head)
+        if path.name == PEFT_WEIGHTS:
+            load_peft(method.layers, head, replica, path.parent)
+        else:
+            run_id = _load_adapter(model, head, replica, path)
     except ValueError as error:
         raise ValueError(f"init_from: {error}") from error
     return {"source": point.config["init_from"], "sha256": sha256_file(path), "run_id": run_id}
 
 
-def _load_adapter(path: Path, replica: int, model: nn.Module, method: Method, head: str) -> str | None:
+def _load_adapter(model: nn.Module, head: str, replica: int, path: Path) -> str | None:
     """The run that the file says it is of; None for a file from elsewhere."""
     values = account(path) if about(path) else {}
     if values and values["step"] < values["total_steps"]:
@@ -58,16 +61,17 @@ def _load_adapter(path: Path, replica: int, model: nn.Module, method: Method, he
     return values.get("run_id")
 
 
-def _load_peft(path: Path, replica: int, model: nn.Module, method: Method, head: str) -> None:
-    folder = path.parent
+def load_peft(layers: dict[str, AdapterLayer], head: str, replica: int, folder: Path) -> None:
+    """Start one replica at a PEFT LoRA adapter's update. Raises ValueError for a folder that is none, or does not fit."""
     try:
-        config = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        config = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{folder} has an {PEFT_CONFIG} that is not JSON ({error})") from error
     if not isinstance(config, dict):
         raise ValueError(f"{folder} has an {PEFT_CONFIG} that is not a JSON object")
+    tensors = read_adapter(folder / PEFT_WEIGHTS)[0]
     try:
-        from_peft(config, read_adapter(path)[0], method.layers, replica, head)
+        from_peft(config, tensors, layers, replica, head)
     except ValueError as error:
         raise ValueError(f"{folder} {error}") from error
 

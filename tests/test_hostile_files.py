@@ -31,12 +31,12 @@ from synthetic import record
 from torch import nn
 
 from melora_bench import figures, reading, records, report, tables
-from melora_bench.checkpoints import load_peft
 from melora_bench.data import LocalData, load_rows
 from melora_bench.files import canonical_json, sha256_json
 from melora_bench.methods.interchange import _by_module
 from melora_bench.methods.lora import LoRALayer
 from melora_bench.records import ROOT
+from melora_bench.starts import load_peft
 from melora_bench.tasks import instruct
 
 RECORD = next((ROOT / "results" / "runs" / "mplora_table2").glob("mrpc/lora-*.json"))

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, linear
 from transformers import AutoModelForSequenceClassification
 
-from melora_bench.checkpoints import adapter_tensors, load_adapter, save_adapter, trainable
+from melora_bench.checkpoints import adapter_tensors, load_tensors, save_adapter, trainable
 from melora_bench.methods.delta_lora import DeltaLoRA
 
 K, SEEDS, RATIO = 5, [3, 5], 0.5
@@ -144,7 +144,7 @@ def test_a_moved_adapter_goes_on_from_its_own_snapshot(tiny_roberta, tmp_path):
     save_adapter(path, model, 1, {"step": 9, "total_steps": 9, "run_id": "x"})
     saved = {name: value.float() for name, value in adapter_tensors(model, 1).items()}
     again, method = build(tiny_roberta, "delta_lora", SEEDS, f"method.start_step={K}", "method.delta_ratio=0.25")
-    load_adapter(again, "classifier", 0, path)
+    load_tensors(again, 0, path, without="classifier")
     for layer in method.layers.values():
         layer.B.data += torch.randn(layer.B.shape, generator=torch.Generator().manual_seed(0))
     before = [layer.delta_weight() for layer in method.layers.values()]
