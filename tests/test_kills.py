@@ -115,7 +115,7 @@ def place(tiny_overrides, tmp_path, monkeypatch):
 
 
 def test_kills_at_random_moments(place):
-    """40 of them, over as many runs as that takes; no record is lost or written again."""
+    """20 of them, over as many runs as that takes; no record is lost or written again."""
     seed = random.randrange(10**6)
     print(f"the kills' seed is {seed}")
     chance, kills = random.Random(seed), 0
@@ -139,16 +139,16 @@ def test_kills_at_random_moments(place):
         finish(broken.command)
         assert there == contents(broken.folder)
         broken.assert_equals(whole)
-        if kills >= 40:
+        if kills >= 20:
             break
 
 
 def test_a_kill_before_every_file_operation(place):
-    """Of a run of two epochs, from its first to its last; each followed by one start that is left alone."""
-    whole = place("whole", "epochs=2")
+    """Of a run of one epoch, from its first to its last; each followed by one start that is left alone."""
+    whole = place("whole", "epochs=1")
     finish(whole.command)
     for number in itertools.count(1):
-        broken = place(f"broken{number}", "epochs=2")
+        broken = place(f"broken{number}", "epochs=1")
         code = ended(started(broken.command, die_at=number))
         there = contents(broken.folder)
         finish(broken.command)
@@ -209,7 +209,8 @@ def test_the_holder_dies_among_four_workers(place):
 @pytest.mark.parametrize("method", PACKING)
 def test_one_replica_of_three_goes_bad(method, value, place, monkeypatch):
     """Seed 1's first trained tensor becomes NaN or inf before step 6: no record of it, the others' bit-equal."""
-    good, bad = (place(name, f"method={method}", "seeds=[0,1,2]", "epochs=3") for name in ("good", "bad"))
+    own = ["method.delta_t=1"] * (method == "adalora")  # so that it prunes within 15 steps
+    good, bad = (place(name, f"method={method}", "seeds=[0,1,2]", "epochs=3", *own) for name in ("good", "bad"))
     run_point(good.command)
     real, calls = Trainer._loss, itertools.count()
 
