@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from melora_bench.embedded import GROUND_TRUTH, vader_folder
-from melora_bench.files import sha256_once
+from melora_bench.files import sha256_file
 from melora_bench.hub import hub_snapshot
 from melora_bench.reading import is_text, read_jsonl, reading
 
@@ -193,5 +193,5 @@ def load_rows(source, task: str, split: str, texts: list[str], limit: int | None
     if limit is not None and limit < len(table):
         chosen = np.random.default_rng(0).permutation(len(table))[:limit]
         table, labels = table.iloc[chosen], labels.iloc[chosen]
-    origin = {"rows": len(table), "sha256": [sha256_once(path) for path in files], **origin}
+    origin = {"rows": len(table), "sha256": [sha256_file(path) for path in files], **origin}
     return Rows(texts=[table[name].tolist() for name in texts], labels=labels.to_numpy(), origin=origin)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from melora_bench import records
 from melora_bench.files import claimed, held, home, sweep
-from melora_bench.shapes import CONTROL, names, texts
+from melora_bench.shapes import CONTROL, leaves, names, texts
 from melora_bench.typed import MOST, check_fields
 
 GROUPS = ("method", "task", "backbone", "data", "recipe")
@@ -96,6 +97,9 @@ class Point:
         for value in texts(config):
             if CONTROL.search(value.replace("\n", "").replace("\t", "")):
                 raise ValueError(f"{value[:60]!r} holds control characters, which no record may have")
+        for key, value in leaves(config):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{key}={value} must be a finite number")
         digest = records.config_hash(records.identity(config))
         return cls(config=config, choices=choices, name=f"{choices['method']}-{digest[:10]}")
 

@@ -138,7 +138,7 @@ SHAPE = {
     "config": {"backbone": {"seen": [text]}},
     "git": {"commit": (None, text), "dirty": (None, flag)},
     "env": {"device": text, "precision": text},
-    "model": {"name": text, "sha256": text},
+    "model": {"name": name, "sha256": text},
     "data": {str: (None, _READ)},
     "init_from": (None, {"source": text, "sha256": text, "run_id": (None, text)}),
     "params": {"total": count, "adapter": count, "head": count},

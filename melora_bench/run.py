@@ -27,6 +27,7 @@ from melora_bench.points import Point, build
 from melora_bench.processes import agreed, count, is_main
 from melora_bench.progress import RunProgress
 from melora_bench.schedule import Schedule
+from melora_bench.shapes import leaves
 from melora_bench.sharding import refuse_launch, shard_backbone
 from melora_bench.starts import load_start
 from melora_bench.training import Trainer
@@ -282,7 +283,9 @@ class PackedRun:
         if not self.config["tracker"]:
             return
         if not self.accelerator.trackers:
-            self.accelerator.init_trackers("melora_bench", config=_flat(self.point.identity))
+            self.accelerator.init_trackers(
+                "melora_bench", config={key: str(value) for key, value in leaves(self.point.identity)}
+            )
         values = {}
         for seed, history in zip(self.seeds, self.trainer.history, strict=True):
             if history and history[-1]["step"] == self.trainer.step:
@@ -354,14 +357,6 @@ class PackedRun:
         if files:
             log.info("adapters  best and last epoch, %d files, %.1f MB: %s", len(files), sizes,
                      str(files[0].parent).replace(f"-s{good[0].seed}", "-s*"))  # fmt: skip
-
-
-def _flat(config: dict, prefix: str = "") -> dict:
-    """{a: {b: 1}} -> {"a.b": 1}, lists as text: what trackers accept as hyper-parameters."""
-    flat = {}
-    for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
-    return flat
 
 
 def _one_line(error: BaseException) -> str:

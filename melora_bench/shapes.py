@@ -82,6 +82,12 @@ def shown(key: str) -> str:
     return key if name(key) else reprlib.repr(key)
 
 
+def leaves(value: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """(dotted key, value) of everything in an object that is no object itself."""
+    for key, item in value.items():
+        yield from leaves(item, f"{prefix}{key}.") if isinstance(item, dict) else [(f"{prefix}{key}", item)]
+
+
 def texts(value: object) -> Iterator[str]:
     """Every text in a value, the keys of objects included."""
     if isinstance(value, str):

@@ -17,6 +17,7 @@ from melora_bench.latex import latex
 from melora_bench.layout import any_record
 from melora_bench.markdown import markdown
 from melora_bench.records import ROOT, RunRecord
+from melora_bench.shapes import leaves
 
 BACKBONE = "roberta_base"  # the papers', where a table names no other
 Cells = dict[tuple[str, int, str], Runs]  # (backbone, row number, task)
@@ -286,12 +287,7 @@ def _line(about: dict, runs: Runs, found: dict[str, Score], cell: published.Cell
 
 def _differing(one: RunRecord, other: RunRecord) -> str:
     """The config keys in which two records differ, with both values; else weights or data."""
-
-    def flat(config: dict, prefix: str = "") -> dict:
-        return {name: leaf for key, value in config.items() for name, leaf in
-                (flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}).items()}  # fmt: skip
-
-    a, b = flat(one.config), flat(other.config)
+    a, b = dict(leaves(one.config)), dict(leaves(other.config))
     keys = [f"{key} ({a.get(key)} and {b.get(key)})" for key in sorted(a | b) if a.get(key) != b.get(key)]
     return ", ".join(keys[:5]) + ", .." * (len(keys) > 5) if keys else "weights or data"
 

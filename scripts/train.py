@@ -19,7 +19,7 @@ def main(cfg: DictConfig) -> None:
 
     setup_logging()
     hydra_config = HydraConfig.get()
-    if cfg.table and hydra_config.mode == RunMode.RUN:  # one point of a table; a grid's sweeper has seen to it
+    if cfg.get("table") and hydra_config.mode == RunMode.RUN:  # one point of a table; a grid's sweeper has seen to it
         cfg.experiment = own_experiment(OmegaConf.to_container(cfg), hydra_config.overrides.task)
     try:
         run(cfg, hydra_config.runtime.choices)

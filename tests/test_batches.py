@@ -311,6 +311,6 @@ def test_a_failed_write_leaves_no_entry(tokenizer, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(batches.np, "savez", broken)
-    with pytest.raises(OSError, match="No space left"):
-        tokenise(tokenizer, [[*WORDS, "no space"]], np.arange(len(WORDS) + 1), max_length=16)
+    split = tokenise(tokenizer, [[*WORDS, "no space"]], np.arange(len(WORDS) + 1), max_length=16)
+    assert len(split.lengths) == len(WORDS) + 1  # the tokens are used all the same
     assert set((cache_dir() / "tokens").glob("*")) == before

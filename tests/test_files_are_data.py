@@ -115,7 +115,7 @@ def test_an_option_that_configs_does_not_have(group, choice, adapter, export):
     account = account_of(adapter)
     account["choices"][group] = choice
     code, err = export(account)
-    assert code == 1 and f"{group}={str(choice)!r} is no option" in err
+    assert code == 1 and re.search(rf"{group}=\S+ is no option|choices\.{group} is .*, not a name of", err)
 
 
 @pytest.mark.parametrize(("key", "value"), [

@@ -175,7 +175,7 @@ def hostile(tmp_path, monkeypatch):
     for number in range(3):
         one = record(seed=number, curve=(0.5, 0.8 + 0.01 * number), lr=TEXT)
         one.env |= {"device": TEXT, "precision": TEXT}
-        one.model |= {"name": TEXT, "sha256": TEXT}
+        one.model["sha256"] = TEXT
         one.git["commit"] = TEXT
         one.data["train"] |= {"label": TEXT, "file": TEXT}
         one.save(tmp_path)
@@ -338,7 +338,7 @@ def test_an_adapter_config_that_cannot_be(change, message, tmp_path):
         load_peft(made, "head", 0, adapter(tmp_path, change))
         return
     line = refusal(load_peft, made, "head", 0, adapter(tmp_path, change))
-    assert line.startswith(f"init_from: {tmp_path} ") and re.search(message, line), line
+    assert line.startswith(f"{tmp_path} ") and re.search(message, line), line
     assert time.monotonic() - started < 5 and not any(layer.B.any() for layer in made.values())
 
 

@@ -148,7 +148,7 @@ def refused(started, tmp_path):
         with pytest.raises(RunError) as caught:
             started(method, folder, *overrides)
         line = str(caught.value)
-        assert line.startswith(f"error: init_from: {folder} ") and re.search(pattern, line), line
+        assert re.match(rf"error: init_from: {re.escape(str(folder))}[ /]", line) and re.search(pattern, line), line
         assert "\n" not in line and "Error:" not in line and not (tmp_path / "results").exists()
 
     return expect

@@ -82,7 +82,7 @@ def test_a_folder_with_two_files_or_none(tmp_path, refused):
     ("task.template_without_input=Answer", r"task\.template_without_input must hold \{instruction\} and no other field"),
     ("task.validation_rows=0", r"task\.validation_rows=0 must be a whole number from 1 on"),
     ("task.validation_rows=-5", r"task\.validation_rows=-5 must be a whole number from 1 on"),
-    ("task.split_seed=x", r"task\.split_seed=x must be a whole number from 0 on"),
+    ("task.split_seed=x", r"task\.split_seed=x must be a whole number"),
     ("max_length=1", r"max_length=1 leaves no token to learn in the train rows: raise it"),
     ("max_length=400", r"max_length=400 lets texts of 400 tokens through, backbone tiny reads 256: lower it to that"),
     ("backbone.dtype=bfloat16", r"backbone\.dtype=bfloat16 needs a precision like it: precision=bf16 or fp16"),

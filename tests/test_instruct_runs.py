@@ -228,13 +228,14 @@ def test_rows_per_second_count_rows_not_evaluations(alpaca_overrides):
 
 def test_the_plan_counts_what_a_run_by_steps_does(alpaca_overrides, monkeypatch):
     """Six steps are one and a half epochs of four; evaluated after four of them and at the end."""
-    grid = {"table": {"tasks": ["alpaca"], "rows": [{"points": {"method": "lora"}}]}}
+    grid = {"experiment": "audit", "table": {"tasks": ["alpaca"], "rows": [{"points": {"method": "lora"}}]}}
     monkeypatch.setattr("melora_bench.plan.load_grid", lambda name: grid)
     kept = [item for item in alpaca_overrides if not item.startswith("task=")]
     limits = ["max_train_rows=null", "max_eval_rows=null", "seeds=[0,1]", "max_steps=6", "eval_steps=4"]
     [cost] = plan("audit", [*kept, *limits])
     assert (cost.steps, cost.missing, cost.problem) == (6, [0, 1], "") and cost.hours > 0
-    found = [records.load(path) for path in run_point(["table=audit", *cost.job])]
+    place = f"experiment={cost.point.config['experiment']}"  # a trial's, as the steps are not the table's
+    found = [records.load(path) for path in run_point(["table=audit", *cost.job, place])]
     assert [[entry["step"] for entry in record.epochs] for record in found] == [[4, 6]] * 2
     seconds = [sum(entry["train_seconds"] for entry in record.epochs) for record in found]
     trained = [record.tokens_per_second * second for record, second in zip(found, seconds, strict=True)]

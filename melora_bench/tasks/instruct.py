@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from melora_bench.batches import Split, tokenise
-from melora_bench.files import sha256_once
+from melora_bench.files import sha256_file
 from melora_bench.reading import is_text, read_json, read_jsonl, reading, unpacked
 from melora_bench.tasks.text import halves
 
@@ -68,14 +68,14 @@ class InstructTask:
             self.splits[name] = self._tokenise(tokenizer, [rows[i] for i in chosen], max_length)
             if not self.splits[name].weights.any():
                 raise ValueError(f"max_length={max_length} leaves no token to learn in the {name} rows: raise it")
-        sha256 = [sha256_once(path)]
+        sha256 = [sha256_file(path)]
         return {
             name: {"rows": len(chosen), "sha256": sha256, "of": len(rows), **origin} for name, chosen in parts.items()
         }
 
     def sha256(self, source) -> dict[str, list[str]]:
         """By split, the sha256 of the one file of rows. Raises ValueError as `load` does."""
-        sha256 = [sha256_once(source.whole(self.name, self.repo, self.revision)[0])]
+        sha256 = [sha256_file(source.whole(self.name, self.repo, self.revision)[0])]
         return {"train": sha256, "validation": sha256}
 
     @property

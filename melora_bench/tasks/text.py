@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from melora_bench import metrics
 from melora_bench.batches import Split, tokenise
 from melora_bench.data import load_rows
-from melora_bench.files import sha256_once
+from melora_bench.files import sha256_file
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class TextTask:
     def sha256(self, source) -> dict[str, list[str] | None]:
         """By split, the sha256 of each of its files; None for one that is missing. Raises ValueError as `load` does."""
         found = {split: source.find(self.name, split)[0] for split in (self.train_split, *self.eval_splits)}
-        return {split: [sha256_once(path) for path in paths] or None for split, paths in found.items()}
+        return {split: [sha256_file(path) for path in paths] or None for split, paths in found.items()}
 
     @property
     def train(self) -> Split:

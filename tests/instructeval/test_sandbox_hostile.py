@@ -271,7 +271,7 @@ time.sleep(0.2)
         "import os, resource\nresource.prlimit(os.getppid(), resource.RLIMIT_CPU, (1, 1))", "failed: PermissionError", "",
     ),
     "limits raised": (
-        "import resource\nresource.setrlimit(resource.RLIMIT_NPROC, (9, 9))", "failed: ValueError: not allowed to raise", "",
+        "import resource\nresource.setrlimit(resource.RLIMIT_NPROC, (99, 99))", "failed: ValueError: not allowed to raise", "",
     ),
     "nice of the parent": ("import os\nos.setpriority(os.PRIO_PROCESS, os.getppid(), 19)", "failed: PermissionError", ""),
     "nice of the user": ("import os\nos.setpriority(os.PRIO_USER, 0, 19)", "failed: PermissionError", ""),
