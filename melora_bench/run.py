@@ -147,7 +147,8 @@ class PackedRun:
         )
         self.method, self.backbone = (build(config[group], group) for group in ("method", "backbone"))
         self.task, self.data = load_task(config, self.backbone)
-        self.origin, self.git = self.backbone.origin(), records.git_state()  # now: both may have changed by the end
+        # Now: all three may have changed by the end.
+        self.origin, self.git, self.code = self.backbone.origin(), records.git_state(), records.code_sha256()
         self.batches = TrainBatches(
             split=self.task.train,
             seeds=seeds,
@@ -251,7 +252,7 @@ class PackedRun:
     def _part(self) -> dict:
         """Who trains: code, versions and device may change when a run goes on, and its record then lists the parts."""
         env = records.environment(self.accelerator, {**self.config, "compile": self.compiled})
-        return {"git": self.git, "code": records.code_sha256(), "env": env}
+        return {"git": self.git, "code": self.code, "env": env}
 
     def _state(self) -> dict:
         return {"run": self._run, "part": self._part, "earlier": self.earlier, "trainer": self.trainer.state_dict(),
