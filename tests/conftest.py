@@ -22,8 +22,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from melora_bench.points import compose_run
 from melora_bench.records import ROOT
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in its background, and its children
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell lets what runs in its background ignore these, and its children too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 WORDS = "the a film plot actor was is good great fine bad dull poor long short story never always very quite".split()
 
