@@ -5,7 +5,6 @@ import functools
 import hashlib
 import importlib.util
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from melora_bench import shapes
 from melora_bench.embedded import minilm_folder, smollm2_folder
 from melora_bench.files import sha256_once
 from melora_bench.hub import hub_snapshot
@@ -144,7 +144,7 @@ def weight_files(folder: Path) -> list[Path]:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{folder / INDEX} is no index of weights ({type(error).__name__})") from error
     for name in shards:
-        if not re.fullmatch(r"[\w.-]+\.safetensors", name) or not (folder / name).is_file():
+        if not (shapes.name(name) and name.endswith(".safetensors")) or not (folder / name).is_file():
             raise ValueError(f"{folder / INDEX} names {name!r}, which is no .safetensors file beside it")
     if not shards:
         raise ValueError(f"{folder / INDEX} names no file of weights")

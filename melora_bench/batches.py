@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,8 @@ import torch
 from torch import Tensor
 
 from melora_bench.files import cache_dir, sha256_json, write_atomic
+from melora_bench.notices import warn_once
 from melora_bench.seeding import generator
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +79,7 @@ def _stored(place: tuple[str, str], rows: int) -> dict[str, np.ndarray] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except Exception as error:  # whatever zipfile and numpy raise for a damaged file
-        _warn(f"the token cache's {'/'.join(place)} is made anew: it is damaged ({error})")
+        warn_once(f"the token cache's {'/'.join(place)} is made anew: it is damaged ({error})")
         return None
 
 
@@ -94,12 +92,7 @@ def _store(place: tuple[str, str], arrays: dict[str, np.ndarray]) -> None:
         write_atomic(cache_dir().joinpath(*place), write)
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else error
-        _warn(f"no tokens are kept for the next run: the cache, $MELORA_BENCH_CACHE, cannot be written ({why})")
-
-
-@functools.cache  # once, not for every split of every run
-def _warn(text: str) -> None:
-    log.warning("%s", text)
+        warn_once(f"no tokens are kept for the next run: the cache, $MELORA_BENCH_CACHE, cannot be written ({why})")
 
 
 def pad_id(tokenizer) -> int:

@@ -1,9 +1,11 @@
 """Epoch checkpoints (to resume a run) and adapter files (to keep, export and start from)."""
 
+import contextlib
 import hashlib
 import io
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -101,7 +103,8 @@ def save_adapter(path: Path, model: nn.Module, replica: int, about: dict) -> Non
 
 def about(path: Path) -> dict:
     """The account that `save_adapter` stored; {} for a file from elsewhere. Raises ValueError for an unreadable file."""
-    return read_adapter(path)[1]
+    with _opened(path) as file:
+        return json.loads((file.metadata() or {}).get("melora_bench", "{}"))
 
 
 def account(path: Path) -> dict:
@@ -147,7 +150,7 @@ def load_tensors(model: nn.Module, replica: int, path: Path, *, without: str = "
     """
     tensors, wanted = (
         {name: value for name, value in found.items() if not name.startswith(f"{without}.")}
-        for found in (read_adapter(path)[0], adapter_tensors(model, replica))
+        for found in (read_tensors(path), adapter_tensors(model, replica))
     )
     if tensors.keys() != wanted.keys():
         odd = min(tensors.keys() ^ wanted.keys())
@@ -159,11 +162,16 @@ def load_tensors(model: nn.Module, replica: int, path: Path, *, without: str = "
         value.copy_(tensors[name])
 
 
-def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict]:
-    """The tensors, and the account of `save_adapter`."""
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of an adapter file by name. Raises ValueError for an unreadable file."""
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[safe_open]:
     try:
         with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            return tensors, json.loads((file.metadata() or {}).get("melora_bench", "{}"))
+            yield file
     except Exception as error:  # safetensors raises its own
         raise ValueError(f"{path} is not a readable adapter ({error})") from error

@@ -1,11 +1,10 @@
 """From the rows of a table to the points of its grid, and to the experiment that their records belong to."""
 
-import hashlib
 import itertools
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from melora_bench.files import home
+from melora_bench.files import home, sha256_json
 from melora_bench.records import NOT_IDENTITY, PATHS, plain_name
 
 # Overrides that leave a record comparable with its table's others: which copy of the data is read, and on which backbone.
@@ -79,8 +78,7 @@ def experiment(grid: dict, overrides: list[str]) -> tuple[str, list[str]]:
     if not trial:
         return grid["experiment"], []
     name = "-".join([grid["experiment"], *(plain_name(override) for override in trial)])
-    digest = hashlib.sha256("\n".join(trial).encode()).hexdigest()[:8]
-    return name if len(name) <= NAME_LENGTH else f"{name[:NAME_LENGTH]}-{digest}", trial
+    return name if len(name) <= NAME_LENGTH else f"{name[:NAME_LENGTH]}-{sha256_json(trial)[:8]}", trial
 
 
 def own_experiment(grid: dict, overrides: list[str]) -> str:

@@ -4,16 +4,14 @@ They are compared wherever work that was done before is taken for the work that 
 a checkpoint (which is the resume), `status`, and a score.
 """
 
-import functools
-import logging
+from collections.abc import Callable
 
 from melora_bench import records
 from melora_bench.files import sha256_once
+from melora_bench.notices import warn_once
 from melora_bench.points import Point, build
 from melora_bench.records import RunRecord
 from melora_bench.starts import start_file
-
-log = logging.getLogger(__name__)
 
 
 def inputs_of_record(record: RunRecord) -> dict:
@@ -41,7 +39,7 @@ def refusals(point: Point, seeds: list[int]) -> dict[int, str]:
     A record is refused that cannot be read, or that was made of other data or weights or from another start. Where these
     are not at hand, a record stands, and a warning says so.
     """
-    reasons = {}
+    reasons, shared = {}, _at_hand(shared_inputs, point)
     for seed in seeds:
         path = point.record(seed)
         try:
@@ -49,12 +47,8 @@ def refusals(point: Point, seeds: list[int]) -> dict[int, str]:
         except ValueError as error:
             reasons[seed] = str(error)
             continue
-        try:
-            here = shared_inputs(point) | {"start": _start(point, seed)}
-        except ValueError as error:
-            _warn(f"records are not compared with their data and weights, which are not at hand: {error}")
-            continue
-        if differing := difference(there, here):
+        start = shared and _at_hand(_start, point, seed)
+        if start and (differing := difference(there, shared | start)):
             reasons[seed] = (f"{path} is the record of other inputs ({differing}): give experiment=NAME to keep both, or "
                              "delete that record to run the point again")  # fmt: skip
     return reasons
@@ -71,10 +65,18 @@ def _start(point: Point, seed: int) -> str | None:
     return path and sha256_once(path)
 
 
-@functools.cache
-def _warn(text: str) -> None:
-    """Once a process, however many records there are."""
-    log.warning("%s", text)
+def _start(point: Point, seed: int) -> dict:
+    path = start_file(point, seed)
+    return {"start": path and sha256_once(path)}
+
+
+def _at_hand(inputs: Callable[..., dict], *of: object) -> dict | None:
+    """What `inputs` gives; None, with a warning, where that cannot be had."""
+    try:
+        return inputs(*of)
+    except ValueError as error:
+        warn_once(f"records are not compared with their data and weights, which are not at hand: {error}")
+        return None
 
 
 def _short(value: object) -> str:

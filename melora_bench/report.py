@@ -22,7 +22,7 @@ def write(results_dir: str | None = None) -> Path:
     results = Path(results_dir or ROOT / "results")
     if not results.is_dir():
         raise ValueError(f"{results} is no folder: name the results_dir of finished runs")
-    names = sorted(path.stem for path in (ROOT / "configs" / "table").glob("*.yaml"))
+    names = sorted(records.options("table"))
     tables = {experiment: it for name in with_numbers(names, results) for experiment in experiments(name, results)
               if (it := assemble(name, str(results), experiment)).cells}  # fmt: skip
     found = [record for folder in sorted((results / "runs").glob("*")) if folder.name != "adhoc"

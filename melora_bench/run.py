@@ -190,10 +190,12 @@ class PackedRun:
         trainer, main = self.trainer, self.accelerator.is_main_process
         checkpoint = self.point.output(*self.seeds) / "checkpoint.pt"
         self._resume(checkpoint)
-        for seed in self.seeds if main else []:
-            for folder in (self.point.output(*self.seeds), self.point.output(seed), self._results):
+        if main:
+            own = [self.point.output(seed) for seed in self.seeds]
+            for folder in (checkpoint.parent, self._results, *own):
                 probe(folder)  # before the hours of training that would be lost
-            (self.point.output(seed) / "error.txt").unlink(missing_ok=True)
+            for folder in own:
+                (folder / "error.txt").unlink(missing_ok=True)
         try:
             name = f"{self.task.name} {self.point.name}"
             with RunProgress(name, trainer, len(self.seeds) * self.config["batch_size"], quiet=not main) as progress:

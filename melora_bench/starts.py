@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from melora_bench.checkpoints import about, account, load_tensors, read_adapter
+from melora_bench.checkpoints import about, account, load_tensors, read_tensors
 from melora_bench.files import sha256_file
 from melora_bench.methods.base import AdapterLayer, Method
 from melora_bench.methods.interchange import from_peft
@@ -69,7 +69,7 @@ def load_peft(layers: dict[str, AdapterLayer], head: str, replica: int, folder: 
         raise ValueError(f"{folder} has an {PEFT_CONFIG} that is not JSON ({error})") from error
     if not isinstance(config, dict):
         raise ValueError(f"{folder} has an {PEFT_CONFIG} that is not a JSON object")
-    tensors = read_adapter(folder / PEFT_WEIGHTS)[0]
+    tensors = read_tensors(folder / PEFT_WEIGHTS)
     try:
         from_peft(config, tensors, layers, replica, head)
     except ValueError as error:

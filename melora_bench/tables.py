@@ -25,10 +25,9 @@ Cells = dict[tuple[str, int, str], Runs]  # (backbone, row number, task)
 
 def load_grid(name: str) -> dict:
     """A table's YAML. Raises ValueError naming the tables there are."""
-    tables = {path.stem: path for path in sorted((ROOT / "configs" / "table").glob("*.yaml"))}
-    if name not in tables:
-        raise ValueError(f"table {name!r} is unknown: there are {', '.join(tables)}")
-    return OmegaConf.to_container(OmegaConf.load(tables[name]))
+    if name not in records.options("table"):
+        raise ValueError(f"table {name!r} is unknown: there are {', '.join(sorted(records.options('table')))}")
+    return OmegaConf.to_container(OmegaConf.load(ROOT / "configs" / "table" / f"{name}.yaml"))
 
 
 def with_numbers(names: list[str], results_dir: str | None = None) -> list[str]:

@@ -12,7 +12,6 @@ WORDS = {
     bool: "true or false",
     str: "a text",
     types.NoneType: "null",
-    object: "anything",
     list: "a list",
     dict: "a mapping",
 }
@@ -26,21 +25,17 @@ def check_fields(cls: type, values: dict, place: str) -> None:
         raise ValueError(f"{place}{min(map(str, unknown))} is unknown: there are {', '.join(sorted(fields))}")
     for name, field in fields.items():
         if name in values:
-            check_value(values[name], field.type, f"{place}{name}")
+            if not _fits(values[name], field.type):
+                raise ValueError(f"{place}{name}={str(values[name])[:60]} must be {_words(field.type)}")
             if type(values[name]) in (int, float) and _fits(0.5, field.type) and abs(values[name]) > MOST:
                 raise ValueError(f"{place}{name}={values[name]} must be at most {MOST:,}")
         elif field.default is field.default_factory is dataclasses.MISSING:
             raise ValueError(f"{place}{name} is missing")
 
 
-def check_value(value: object, wanted: object, name: str) -> None:
-    """Raises ValueError, naming the value, where it is not of the type `wanted`: a class of WORDS, a union of types, or a
-    list or dict of them. A whole number is a float too; true and false are no numbers; no number is nan or infinite."""
-    if not _fits(value, wanted):
-        raise ValueError(f"{name}={str(value)[:60]} must be {_words(wanted)}")
-
-
 def _fits(value: object, wanted: object) -> bool:
+    """Whether a value is of a class of WORDS, of a union of types, or a list or dict of them. A whole number is a float too;
+    true and false are no numbers; no number is nan or infinite."""
     origin, inner = typing.get_origin(wanted), typing.get_args(wanted)
     if origin in (types.UnionType, typing.Union):
         return any(_fits(value, one) for one in inner)
@@ -50,8 +45,6 @@ def _fits(value: object, wanted: object) -> bool:
         return isinstance(value, dict) and all(
             _fits(key, inner[0]) and _fits(item, inner[1]) for key, item in value.items()
         )
-    if wanted is object:
-        return True
     if wanted is float:
         return type(value) in (int, float) and math.isfinite(value)
     return type(value) is wanted

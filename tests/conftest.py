@@ -178,6 +178,28 @@ def run_point(overrides: list[str]) -> list[Path]:
     return run(*compose_run(overrides))
 
 
+class Interrupted(Exception):
+    """What ends a run from outside."""
+
+
+def interrupt(overrides: list[str]) -> None:
+    """Run one point as `run_point` does, and let it die after its first round."""
+    from melora_bench.run import RunError
+    from melora_bench.training import Trainer
+
+    real = Trainer.train_round
+
+    def dies(self, on_step):
+        if self.step:
+            raise Interrupted
+        real(self, on_step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_round", dies)
+        with pytest.raises(RunError, match="Interrupted"):
+            run_point(overrides)
+
+
 def files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 

@@ -12,7 +12,7 @@ import shutil
 import export as script
 import pytest
 import torch
-from conftest import files, run_point
+from conftest import files, interrupt, run_point
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -25,11 +25,6 @@ from melora_bench.checkpoints import load_checkpoint, save_checkpoint
 from melora_bench.files import sha256_file
 from melora_bench.records import ROOT, config_hash
 from melora_bench.run import RunError
-from melora_bench.training import Trainer
-
-
-class Interrupted(Exception):
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -328,17 +323,7 @@ def begun(tiny_roberta, tiny_data, tmp_path_factory):
     overrides = ["backbone=roberta_base", f"backbone.path={tiny_roberta}", "backbone.name=tiny", "data=local",
                  f"data.root={tiny_data}", "task=sst2", "epochs=3", "batch_size=24", f"results_dir={root}/results",
                  f"output_dir={root}/outputs", "seeds=[0,1]"]  # fmt: skip
-    real = Trainer.train_round
-
-    def dies(self, on_step):
-        if self.step:
-            raise Interrupted
-        real(self, on_step)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "train_round", dies)
-        with pytest.raises(RunError, match="Interrupted"):
-            run_point(overrides)
+    interrupt(overrides)
     [path] = (root / "outputs").rglob("checkpoint.pt")
     return overrides, path
 

@@ -158,7 +158,7 @@ def test_a_trial_of_a_table_does_not_poison_it(tiny_overrides, tmp_path, capsys,
     assert re.search(r"train  mrpc lora-\w+  seeds \[0\]  recipe=mplora/mrpc \(mplora's\): lr ", out)
     [path] = (tmp_path / "results").rglob("*.json")
     assert path.parent.parent.name == name
-    monkeypatch.setattr("melora_bench.inputs._warn", lambda text: pytest.fail(text))
+    monkeypatch.setattr("melora_bench.inputs.warn_once", lambda text: pytest.fail(text))
     assert status.main(["mplora_table2", *short, "max_train_rows=32"]) == 0
     assert f"mplora_table2 (experiment={name}): 1 done, 0 running, 0 failed, 0 missing" in capsys.readouterr().out
     assert assemble("mplora_table2", str(tmp_path / "results")).cells == {}

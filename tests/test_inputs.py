@@ -5,15 +5,15 @@ import shutil
 
 import pytest
 import status
-from conftest import run_point
+from conftest import interrupt, run_point
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_training import curves
 
 from melora_bench import files, inputs, records
+from melora_bench.notices import warn_once
 from melora_bench.records import parts
 from melora_bench.run import RunError
-from melora_bench.training import Trainer
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_a_record_stands_where_its_data_are_not_at_hand(own, tmp_path, caplog):
     """With a warning, once, however many records there are."""
     run_point(own)
     shutil.rmtree(tmp_path / "data")
-    inputs._warn.cache_clear()
+    warn_once.cache_clear()
     with caplog.at_level(logging.WARNING, logger="melora_bench"):
         assert run_point(own) == []
         assert run_point(own) == []
@@ -107,6 +107,14 @@ def test_a_record_stands_where_its_data_are_not_at_hand(own, tmp_path, caplog):
         f"records are not compared with their data and weights, which are not at hand: data.root={tmp_path}/data has no folder "
         "sst2/ with its splits as .parquet, .jsonl or .csv"
     ]
+
+
+def test_the_seeds_of_a_point_are_compared_with_one_reading(own, monkeypatch):
+    """Data and weights are looked at once, however many seeds are recorded."""
+    looks, real = [], inputs.shared_inputs
+    run_point(own)
+    monkeypatch.setattr(inputs, "shared_inputs", lambda point: looks.append(point) or real(point))
+    assert run_point(own) == [] and len(looks) == 1
 
 
 def test_status_says_what_a_start_would(own, tmp_path, capsys):
@@ -130,24 +138,10 @@ def test_status_says_what_a_start_would(own, tmp_path, capsys):
     assert "refused [0]  missing [1]" in out and f"refused: {made[0]} is the record of other inputs (weights: " in out
 
 
-class Interrupted(Exception):
-    pass
-
-
 @pytest.fixture
-def begun(own, monkeypatch):
+def begun(own):
     """A run that died after its first epoch."""
-    real = Trainer.train_round
-
-    def dies(self, on_step):
-        if self.step:
-            raise Interrupted
-        real(self, on_step)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_round", dies)
-        with pytest.raises(RunError, match="Interrupted"):
-            run_point(own)
+    interrupt(own)
     return own
 
 

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import run_point
+from conftest import Interrupted, run_point
 from safetensors.torch import load_file
-from test_training import NO_DROPOUT, TRAIN, Interrupted, adapters, curves, equal
+from test_training import NO_DROPOUT, TRAIN, adapters, curves, equal
 from torch import nn
 from transformers import LlamaForCausalLM
 

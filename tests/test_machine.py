@@ -29,6 +29,7 @@ from test_training import adapters, curves, equal
 from melora_bench import batches, embedded, files, metrics, processes, records
 from melora_bench.export import export
 from melora_bench.files import cache_dir, claimed, held, home, write_atomic, write_folder
+from melora_bench.notices import warn_once
 from melora_bench.records import ROOT
 from melora_bench.run import RunError
 from melora_bench.training import Trainer
@@ -226,7 +227,7 @@ def tokens(tiny_roberta):
 def own(tmp_path, monkeypatch) -> Path:
     """A cache of this test alone."""
     monkeypatch.setenv("MELORA_BENCH_CACHE", str(tmp_path / "cache"))
-    batches._warn.cache_clear()
+    warn_once.cache_clear()
     return tmp_path / "cache"
 
 
@@ -260,7 +261,7 @@ def test_one_warning_names_the_damaged_file(spoil, tokens, own, caplog):
     [line] = warnings(caplog)
     assert f"tokens/{path.name} is made anew: it is damaged" in line
     assert tokens() == right and len(warnings(caplog)) == 1
-    batches._warn.cache_clear()
+    warn_once.cache_clear()
     tokens()
     assert len(warnings(caplog)) == 1  # the file is whole again
 
@@ -574,8 +575,9 @@ def test_make_stops_at_ctrl_c_only(make):
 def test_tables_take_the_sweeps_arguments(tmp_path, monkeypatch, capsys):
     """The records' folder and experiment as the sweep was given them, quoted or under ~; other overrides change nothing."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(tables_script, "ROOT", tmp_path)  # nothing is written among the committed results
-    (tmp_path / "configs" / "table").mkdir(parents=True)
+    monkeypatch.setattr(
+        "melora_bench.commands.options", lambda group: set()
+    )  # nothing is written among the committed results
     results = tmp_path / "a b"
     record(method="mplora", n=2, experiment="mine").save(results)
     for place in (f"results_dir='{results}'", f"results_dir={results}", "results_dir='~/a b'", "results_dir=~/a b"):

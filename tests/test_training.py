@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import composed, run_point
+from conftest import Interrupted, composed, run_point
 from safetensors.torch import load_file
 from test_contract import METHODS
 
@@ -80,10 +80,6 @@ def test_only_the_missing_seeds_run(tiny_overrides):
     assert [records.load(path).seed for path in rest] == [0, 2]
     assert records.load(rest[0]).packed_with == [2]
     assert first.read_bytes() == before
-
-
-class Interrupted(Exception):
-    pass
 
 
 TIGHT = ["adalora", "method.delta_t=1"]  # pruned after every step: before, at and after the interruption

@@ -55,12 +55,8 @@ recvmmsg=299/243 shutdown=48/210 setsockopt=54/208 getsockopt=55/209
 
 # linux/audit.h's number of each machine's calls; both have their 32-bit words in the same order.
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-FAMILIES = (
-    1,
-    2,
-    10,
-    16,
-)  # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK; others, such as AF_VSOCK, are in no network namespace
+# AF_UNIX, AF_INET, AF_INET6, AF_NETLINK; others, such as AF_VSOCK, are in no network namespace.
+FAMILIES = (1, 2, 10, 16)
 # {call: (its argument, the values that it may have, the answer to others)}; 0 is the caller itself
 ARGUMENTS = {
     "socket": [(0, FAMILIES, errno.EAFNOSUPPORT)],
