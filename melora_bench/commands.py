@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from melora_bench.files import home, reason
@@ -28,8 +29,10 @@ def for_tables(
     parser.add_argument("--experiment", help="whose records, if not the table's own: what the sweep was given")
     arguments = parser.parse_args(given)
     try:
-        wanted, overrides, results = split_arguments(arguments.names)
-        results = results or (arguments.results and home(arguments.results))
+        wanted, overrides = split_arguments(arguments.names)
+        folder = [override for override in overrides if override.startswith("results_dir=")]
+        values = [override.value() for override in OverridesParser.create().parse_overrides(folder)]
+        results = values[-1] if values else arguments.results and home(arguments.results)
         for name in wanted or with_numbers(names, results):
             experiment = arguments.experiment or (experiment_of(load_grid(name), overrides)[0] if wanted else None)
             for line in make(name, results, experiment, bool(wanted)):

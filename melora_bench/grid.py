@@ -2,8 +2,6 @@
 
 import itertools
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-
 from melora_bench.files import home, sha256_json
 from melora_bench.records import NOT_IDENTITY, PATHS, plain_name
 
@@ -90,15 +88,10 @@ def own_experiment(grid: dict, overrides: list[str]) -> str:
     return name
 
 
-def split_arguments(arguments: list[str]) -> tuple[list[str], list[str], str | None]:
-    """(tables, overrides, results_dir) of a command line that names tables beside the overrides of their sweep.
-
-    Raises hydra's OverrideParseException for an override that Hydra does not take.
-    """
-    overrides = [home(argument) for argument in arguments if "=" in argument or argument[:1] in ("+", "~")]
-    given = OverridesParser.create().parse_overrides([item for item in overrides if item.startswith("results_dir=")])
-    tables = [argument for argument in arguments if "=" not in argument and argument[:1] not in ("+", "~")]
-    return tables, overrides, given[-1].value() if given else None
+def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """(tables, overrides) of a command line that names tables beside the overrides of their sweep."""
+    overrides = [argument for argument in arguments if "=" in argument or argument[:1] in ("+", "~")]
+    return [argument for argument in arguments if argument not in overrides], list(map(home, overrides))
 
 
 def reference(table: dict, row: dict) -> str | None:

@@ -12,11 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from melora_bench.files import write_text
-from melora_bench.points import compose_run
+from melora_bench.points import build, compose_run
 from melora_bench.records import ROOT, device_name, git_state
 
 VARIANTS = {
@@ -71,7 +70,7 @@ def layers(width: int, seeds: int, device: torch.device) -> dict[str, nn.Module]
                 continue  # it has none
             options = [*overrides, "backbone=minilm", "method.target_modules=[query]", f"method.lora_dropout={dropout}"]
             config = compose_run(options)[0].method
-            model, method = Model(width), instantiate(config, _convert_="all")
+            model, method = Model(width), build(config, "method")
             method.attach(model, "", list(range(seeds)), total_steps=100)
             model.train().to(device)
             method.before_forward(0)  # what it draws lies on the layer's device

@@ -5,7 +5,6 @@ import inspect
 import re
 
 import torch
-from hydra.utils import instantiate
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -13,7 +12,7 @@ from melora_bench.checkpoints import adapter_tensors, trainable
 from melora_bench.files import write_text
 from melora_bench.methods.base import Method
 from melora_bench.methods.mplora import path_overlap
-from melora_bench.points import compose_run
+from melora_bench.points import build, compose_run
 from melora_bench.records import ROOT
 
 KEYS = ("Parameters", "Rank", "Cost", "Departures", "Tested against")
@@ -38,7 +37,7 @@ class Net(nn.Module):
 def attached(name: str, shape: tuple[int, int], *overrides: str, seeds=(0,), steps: int = 100) -> tuple[Net, Method]:
     options = [f"method={name}", *(f"method.{item}" for item in overrides)]
     config = compose_run([*options, "backbone=roberta_base"])[0].method
-    model, method = Net(*shape), instantiate(config, _convert_="all")
+    model, method = Net(*shape), build(config, "method")
     method.attach(model, "head", list(seeds), total_steps=steps)
     return model, method
 

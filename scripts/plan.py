@@ -5,6 +5,7 @@ import sys
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from melora_bench.grid import split_arguments
 from melora_bench.processes import interruptible
 
 
@@ -12,8 +13,7 @@ def main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0
-    tables = [argument for argument in arguments if "=" not in argument]
-    overrides = [argument for argument in arguments if "=" in argument]
+    tables, overrides = split_arguments(arguments)
     if len(tables) != 1:
         print("error: name one table: make plan TABLE=mplora_table1", file=sys.stderr)
         return 2

@@ -9,7 +9,7 @@ import sys
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from melora_bench.grid import experiment, points
+from melora_bench.grid import experiment, points, split_arguments
 from melora_bench.points import Point, compose_run
 from melora_bench.processes import interruptible
 from melora_bench.tables import load_grid
@@ -22,8 +22,8 @@ def main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0
-    overrides = [argument for argument in arguments if "=" in argument]
-    tables = [argument for argument in arguments if "=" not in argument and argument != NAME] or BOTH
+    tables, overrides = split_arguments([argument for argument in arguments if argument != NAME])
+    tables = tables or BOTH
     try:
         if NAME in arguments:
             print(*(experiment(load_grid(table), overrides)[0] for table in tables))

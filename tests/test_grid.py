@@ -288,3 +288,13 @@ def test_main_reports_what_it_refuses(capsys):
 def test_values_that_no_run_can_have_are_refused(override, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         point(override)
+
+
+def test_a_home_in_an_override_names_one_trial_everywhere(tmp_path, monkeypatch, capsys):
+    """status expands it as the sweep does, so that both look in one place."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = []
+    for place in ("~/adapters", f"{tmp_path}/adapters"):
+        assert status.main(["--experiment", "mplora_table2", f"init_from={place}"]) == 0
+        names.append(capsys.readouterr().out)
+    assert names[0] == names[1] != "mplora_table2\n"
