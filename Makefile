@@ -12,7 +12,7 @@ $(error $(filter-out $(KNOWN),$(GIVEN)): no variable of this Makefile; the setti
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow test-gpu lint format check glue-sweep instruct-sweep instruct-quickstart plan sweep status tables figures report docs bench bench-gpu lock
+.PHONY: help setup quickstart test test-slow test-gpu lint format check glue-sweep instruct-sweep instruct-quickstart plan sweep status tables figures report docs bench gpu-proof lock
 
 help:  ## print every target
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-19s %s\n", $$1, $$2}'
@@ -98,11 +98,8 @@ bench: $(DONE)  ## what an adapter costs on one layer, and rows per second of th
 	$(BIN)/python scripts/bench_adapters.py
 	$(BIN)/python scripts/bench_training.py $(ARGS)
 
-bench-gpu: $(DONE)  ## the same on a GPU, at RoBERTa-base's shape in bf16, up to ten seeds side by side, and LLaMA-2-7B's
-	$(BIN)/python scripts/bench_adapters.py --tokens 4096
-	$(BIN)/python scripts/bench_training.py --shape roberta-base --precision bf16 --batch 64 --length 64 --rows 1920 $(ARGS)
-	$(BIN)/python scripts/bench_training.py --shape roberta-base --precision bf16 --batch 64 --length 64 --rows 1920 --compare methods --compile --repeats 1 $(ARGS)
-	$(BIN)/python scripts/bench_llama.py
+gpu-proof: $(DONE)  ## what only a GPU can show, stage by stage; a second start goes on (ARGS="--data DIR" with GLUE's parquet files)
+	$(BIN)/python scripts/gpu_proof.py $(ARGS)
 
 lock: $(DONE)  ## write requirements.lock anew from the newest versions that pyproject.toml allows
 	$(PYTHON) -m venv .venv-lock

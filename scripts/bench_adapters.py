@@ -1,7 +1,8 @@
 """One linear layer, forward and backward: what each method's adapter costs over the frozen layer.
 
 `python scripts/bench_adapters.py [--tokens 2048] [--width 768] [--repeats 20] [--seeds 1]` writes
-results/bench/adapters_<device>.json and .md. The variants are interleaved; medians are shown. Compare ratios of one run only.
+results/bench/adapters_<cpu or gpu>.json and .md. The variants are interleaved; medians are shown. Compare ratios of one
+run only.
 """
 
 import argparse
@@ -103,11 +104,11 @@ def once(layer: nn.Module, x: Tensor, grad: Tensor, autocast) -> tuple[float, in
 
 
 def write(name: str, settings: dict, rows: dict[str, dict], lines: list[str]) -> None:
-    """<to>/<name>_<cpu or cuda>.json and .md: what was measured, with which settings, on what; prints the table."""
+    """<to>/<name>_<cpu or gpu>.json and .md: what was measured, with which settings, on what; prints the table."""
     cuda = torch.cuda.is_available()
     versions = {name: version(name) for name in ("torch", "transformers", "accelerate", "peft")}
     about = {"device": device_name(cuda), **versions, **git_state()}
-    stem = Path(settings["to"]) / f"{name}_{'cuda' if cuda else 'cpu'}"
+    stem = Path(settings["to"]) / f"{name}_{'gpu' if cuda else 'cpu'}"
     settings = {key: value for key, value in settings.items() if key not in ("data", "to")}  # places on this machine
     write_text(
         stem.with_suffix(".json"), json.dumps({"about": about, "settings": settings, "rows": rows}, indent=1) + "\n"

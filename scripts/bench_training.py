@@ -1,8 +1,9 @@
 """Training rows per second on the same rows: the no-adapter floor, stock PEFT, MELoRA slice by slice, ours, seeds side by side.
 
 `python scripts/bench_training.py` uses the embedded movie rows; `--data ROOT` (a folder with mrpc/train.parquet) uses MRPC;
-`--length N` makes rows of N tokens out of the movie rows. On a GPU each variant trains two epochs and the second is timed.
-Writes results/bench/training_<shape>_<rows>[_bf16][_compiled]_<device>.json and .md. The variants are interleaved in
+`--length N` makes rows of N tokens out of the movie rows. Rows are repeated where `--rows` asks for more than there are. On a
+GPU each variant trains two epochs and the second is timed; `--compare random` has every batch in random order.
+Writes results/bench/training_<shape>_<rows>[_bf16][_compiled]_<cpu or gpu>.json and .md. The variants are interleaved in
 one process; medians are shown. Compare ratios of one run only.
 """
 
@@ -10,26 +11,30 @@ import argparse
 import csv
 import gc
 import json
+import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
+import pandas
 import peft
 import torch
 import transformers
 from bench_adapters import BENCH, LiteralMELoRA, write
 from torch import nn
+from transformers.utils import is_flash_attn_2_available
 
 from melora_bench import records
 from melora_bench.batches import epoch_order
 from melora_bench.embedded import vader_folder
 from melora_bench.methods.base import target_linears
 from melora_bench.methods.dropout import replace_dropouts
-from melora_bench.points import build, compose_run
-from melora_bench.run import load_task, run
+from melora_bench.points import Point, build, compose_run
+from melora_bench.run import PackedRun, load_task
 
 RATE, N = 4e-4, 8
 DROPOUT, ALPHA, RANK = 0.05, 16, 8  # as configs/method has them
@@ -40,6 +45,19 @@ METHODS = {
     "MPLoRA n=2": ["method=mplora", "method.n=2"], "full fine-tuning": ["method=full"],
     **{f"MELoRA n={n}": ["method=melora", f"method.n={n}"] for n in (2, 8, 64)},
 }  # fmt: skip
+
+
+# What BertConfig's own values, which are RoBERTa-base's shape, are changed to.
+SHAPES = {
+    "roberta-base": {},
+    "tiny": {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128},
+}
+
+
+class Measured(NamedTuple):
+    rate: float  # rows per second of the last epoch, of all seeds together
+    peak: int | None  # bytes on a GPU
+    losses: tuple[float, ...] = ()  # of the last epoch, per seed: what ours trained
 
 
 class Allocate(transformers.TrainerCallback):
@@ -60,26 +78,27 @@ class Epochs(transformers.TrainerCallback):
 
 
 class Bench:
-    """Each method trains on the first rows and returns (rows per second of the last epoch, peak bytes on a GPU or None)."""
+    """Each method trains on the first rows."""
 
     def __init__(self, options: argparse.Namespace, folder: str) -> None:
-        self.batch, self.precision, self.folder = options.batch, options.precision, folder
+        self.options, self.folder = options, folder
+        self.batch, self.precision = options.batch, options.precision
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.epochs = epochs(options)
         if options.length:
-            root = self._long(options.rows, options.length)
+            root = self._long()
             data = ["data=local", f"data.root={root}", "task=movie", f"max_length={options.length}"]
         else:
-            data = ["data=local", f"data.root={options.data}", "task=mrpc"] if options.data else ["task=movie"]
+            data = ["data=local", f"data.root={self._mrpc()}", "task=mrpc"] if options.data else ["task=movie"]
         self.overrides = [*data, "backbone=minilm", "max_eval_rows=8", f"batch_size={options.batch}", f"epochs={self.epochs}",
                           f"lr={RATE}", f"precision={options.precision}", f"compile={options.compile}"]  # fmt: skip
-        if options.shape == "roberta-base":
-            self.overrides.append(f"backbone.path={self._random_base()}")
+        if options.shape in SHAPES:
+            self.overrides.append(f"backbone.path={random_base(Path(folder), options.shape)}")
         config = compose_run([*self.overrides, f"max_train_rows={options.rows}"])[0]
         self.backbone = build(config.backbone, "backbone")
         self.split = load_task(config, self.backbone)[0].train
 
-    def floor(self, rows: int, bucket: int, dropout: Callable = lambda model: None) -> tuple[float, int | None]:
+    def floor(self, rows: int, bucket: int, dropout: Callable = lambda model: None) -> Measured:
         """The frozen model, gradients flowing to the embeddings; `dropout` may change its own."""
         model = self.backbone.model(2).train().requires_grad_(False).to(self.device)
         dropout(model)
@@ -96,8 +115,10 @@ class Bench:
                 loss.backward()
         return self._end(rows, start)
 
-    def stock(self, rows: int, adapt: Callable, callbacks: tuple = (), **padding) -> tuple[float, int | None]:
+    def stock(self, rows: int, adapt: Callable, callbacks: tuple = (), attention: str = "sdpa", **padding) -> Measured:
         """transformers.Trainer on the model that `adapt` makes, batches drawn at random."""
+        model = self.backbone.model(2)
+        model.set_attn_implementation(attention)
         arguments = transformers.TrainingArguments(
             output_dir=f"{self.folder}/trainer", per_device_train_batch_size=self.batch, num_train_epochs=self.epochs,
             learning_rate=RATE, bf16=self.precision == "bf16", use_cpu=self.device.type == "cpu", report_to=[],
@@ -110,7 +131,7 @@ class Bench:
         } | {"labels": self.split.labels.tolist()}  # fmt: skip
         clock = Epochs(self._start)
         trainer = transformers.Trainer(
-            model=adapt(self.backbone.model(2), self.epochs * -(-rows // self.batch)), args=arguments,
+            model=adapt(model, self.epochs * -(-rows // self.batch)), args=arguments,
             callbacks=[clock, *callbacks],
             train_dataset=[{name: column[row] for name, column in cells.items()} for row in range(rows)],
             data_collator=transformers.DataCollatorWithPadding(self.backbone.tokenizer(), **padding),
@@ -133,25 +154,39 @@ class Bench:
         model.get_submodule(self.backbone.head).requires_grad_()
         return model
 
-    def ours(self, rows: int, method: list[str], seeds: int = 1) -> tuple[float, int | None]:
-        """The suite's own run, evaluation not counted; `rows` of each seed."""
+    def ours(self, rows: int, method: list[str], seeds: Sequence[int] = (0,)) -> Measured:
+        """The suite's own run, evaluation not counted; `rows` of each seed. Raises torch.OutOfMemoryError."""
         with tempfile.TemporaryDirectory(dir=self.folder) as place:
             places = [f"results_dir={place}/results", f"output_dir={place}/outputs"]
-            seed_list = f"seeds={list(range(seeds))}".replace(" ", "")
-            cfg, choices = compose_run([*self.overrides, *method, f"max_train_rows={rows}", seed_list, *places])
-            record = records.load(run(cfg, choices)[0])
-        if record.env["compile"] != ("compile=true" in map(str.lower, self.overrides)):
+            seed_list = f"seeds={list(seeds)}".replace(" ", "")
+            overrides = [*self.overrides, *method, f"max_train_rows={rows}", seed_list, *places]
+            found = [records.load(path) for path in PackedRun(Point.of(*compose_run(overrides)), list(seeds)).execute()]
+        if found[0].env["compile"] != ("compile=true" in map(str.lower, self.overrides)):
             raise SystemExit("torch.compile does not work here: measure without --compile")
-        if len(record.packed_with) != seeds - 1:
-            raise SystemExit(f"{seeds} seeds do not fit side by side: give smaller --seeds")
-        return seeds * rows / record.epochs[-1]["train_seconds"], record.peak_memory_bytes
+        last = [record.epochs[-1] for record in found]
+        rate = len(seeds) * rows / last[0]["train_seconds"]
+        return Measured(rate, found[0].peak_memory_bytes, tuple(entry["train_loss"] for entry in last))
 
     def _peft(self) -> dict:
         return {"task_type": "SEQ_CLS", "lora_alpha": ALPHA, "lora_dropout": DROPOUT,
                 "target_modules": self.backbone.target_modules}  # fmt: skip
 
-    def _long(self, rows: int, length: int) -> Path:
+    def _mrpc(self) -> Path:
+        """The data root, or one with its training rows again and again where more are asked for than there are."""
+        root = Path(self.options.data)
+        train = pandas.read_parquet(root / "mrpc" / "train.parquet")
+        if self.options.rows <= len(train):
+            return root
+        folder = Path(self.folder) / "repeated" / "mrpc"
+        folder.mkdir(parents=True)
+        times = -(-self.options.rows // len(train))
+        pandas.concat([train] * times, ignore_index=True).to_parquet(folder / "train.parquet")
+        shutil.copy(root / "mrpc" / "validation.parquet", folder)
+        return folder.parent
+
+    def _long(self) -> Path:
         """A data root of movie rows, each of so many words in a row that `length` tokens are left after the cut."""
+        rows, length = self.options.rows, self.options.length
         folder = Path(self.folder) / "long" / "movie"
         folder.mkdir(parents=True)
         with (vader_folder() / "movie" / "train.csv").open(encoding="utf-8") as file:
@@ -162,25 +197,26 @@ class Bench:
             (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
         return folder.parent
 
-    def _random_base(self) -> Path:
-        """A checkpoint of RoBERTa-base's shape with random weights and MiniLM's tokenizer."""
-        path = Path(self.folder) / "roberta-base"
-        config = transformers.BertConfig()  # 12 layers, hidden 768, 12 heads: the two share these
-        transformers.BertForSequenceClassification(config).save_pretrained(path)
-        build(compose_run(self.overrides)[0].backbone, "backbone").tokenizer().save_pretrained(path)
-        return path
-
     def _start(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
         return time.perf_counter()
 
-    def _end(self, rows: int, start: float) -> tuple[float, int | None]:
+    def _end(self, rows: int, start: float) -> Measured:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None
-        return rows / (time.perf_counter() - start), peak
+        return Measured(rows / (time.perf_counter() - start), peak)
+
+
+def random_base(folder: Path, shape: str) -> Path:
+    """A checkpoint in `folder` of one of SHAPES with random weights and MiniLM's tokenizer."""
+    path = folder / shape
+    torch.manual_seed(0)
+    transformers.BertForSequenceClassification(transformers.BertConfig(**SHAPES[shape])).save_pretrained(path)
+    build(compose_run(["backbone=minilm"])[0].backbone, "backbone").tokenizer().save_pretrained(path)
+    return path
 
 
 def epochs(options: argparse.Namespace) -> int:
@@ -214,12 +250,24 @@ def variants(bench: Bench, options: argparse.Namespace) -> dict[str, dict[str, C
         "ours, LoRA": partial(bench.ours, rows, METHODS["LoRA"]),
         f"ours, MELoRA n={N}": partial(bench.ours, rows, melora),
     }  # fmt: skip
+    alike = {"PEFT LoRA + Trainer, sdpa": partial(bench.stock, rows, bench.lora)}
+    if is_flash_attn_2_available():
+        alike["PEFT LoRA + Trainer, flash attention 2"] = partial(
+            bench.stock, rows, bench.lora, attention="flash_attention_2"
+        )
+    alike |= {
+        "no adapter": partial(bench.floor, rows, 1),
+        "no adapter, with our dropout": partial(bench.floor, rows, 1, replace_dropouts),
+        "ours, LoRA": partial(bench.ours, rows, [*METHODS["LoRA"], "bucket=1"]),
+        f"ours, MELoRA n={N}": partial(bench.ours, rows, [*melora, "bucket=1"]),
+    }
     if options.precision == "no":
         peers[f"ours, MELoRA n={N}, bf16"] = partial(bench.ours, rows, [*melora, "precision=bf16"])
     return {
         "peers": peers,
         "methods": {name: partial(bench.ours, fewer, method) for name, method in METHODS.items()},
-        "seeds": {f"R = {R}": partial(bench.ours, least(options), melora, R) for R in options.seeds},
+        "seeds": {f"R = {R}": partial(bench.ours, least(options), melora, range(R)) for R in options.seeds},
+        "random": alike,
     }
 
 
@@ -227,6 +275,7 @@ TITLES = {
     "peers": "{rows} rows, r {RANK}, dropout {DROPOUT}; rows/s, and times PEFT's LoRA",
     "methods": "Every method of ours, {few} rows; rows/s, and times LoRA's",
     "seeds": "Seeds side by side, MELoRA n={N}, {least} rows of each; rows/s of all seeds, and times one seed's",
+    "random": "All in random order, {rows} rows, r {RANK}, dropout {DROPOUT}; rows/s, and times PEFT's LoRA",
 }
 
 
@@ -236,7 +285,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 5, 10], help="how many seeds to pack")
     parser.add_argument(
-        "--shape", choices=("minilm", "roberta-base"), default="minilm", help="roberta-base: random weights"
+        "--shape", choices=("minilm", *SHAPES), default="minilm", help="roberta-base, tiny: random weights"
     )
     parser.add_argument("--precision", choices=("no", "bf16"), default="no")
     parser.add_argument(
@@ -245,7 +294,7 @@ def main() -> None:
     parser.add_argument("--data", help="a data root with mrpc/; default: the embedded movie rows")
     parser.add_argument("--length", type=int, help="rows of this many tokens, made of the movie rows")
     parser.add_argument("--to", default=BENCH, help="the folder to write to")
-    parser.add_argument("--compare", nargs="+", choices=TITLES, default=list(TITLES))
+    parser.add_argument("--compare", nargs="+", choices=TITLES, default=["peers", "methods", "seeds"])
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -278,10 +327,10 @@ def main() -> None:
             "| | rows/s | ratio |" + " peak GB |" * cuda,
             "| --- | ---: | ---: |" + " ---: |" * cuda,
         ]
-        rates = {name: statistics.median(rate for rate, _ in each) for name, each in found.items()}
+        rates = {name: statistics.median(one.rate for one in each) for name, each in found.items()}
         for name, rate in rates.items():
-            peak = max(peak for _, peak in found[name]) if cuda else None
-            rows[f"{group}: {name}"] = {"rows_per_second": [rate for rate, _ in found[name]], "peak_bytes": peak}
+            peak = max(one.peak for one in found[name]) if cuda else None
+            rows[f"{group}: {name}"] = {"rows_per_second": [one.rate for one in found[name]], "peak_bytes": peak}
             cells = [name, f"{rate:.1f}", f"{rate / next(iter(rates.values())):.2f}"] + (
                 [f"{peak / 1e9:.2f}"] if cuda else []
             )
