@@ -43,16 +43,16 @@ def test_training_learns_and_records_the_device(tiny_overrides, precision):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_half_precision_follows_float32(tiny_overrides, tmp_path, method):
-    """Two seeds side by side. Between the embeddings and the loss stand two layers of 8 rounded products and the head's two:
-    the logits are of size 1 at most, and the loss moves no more than they do, so 18 roundings bound the difference."""
-    command = [*tiny_overrides, *without_dropout(method), f"method={method}", "lr=0.001", "seeds=[0,1]", "epochs=4"]
+    """Two seeds side by side. Between embeddings and loss stand two layers of 8 rounded products and the head's two: 18
+    roundings of either sign move logits of size 1 at most by about sqrt(18) times one, and the loss no more than that."""
+    command = [*tiny_overrides, *without_dropout(method), f"method={method}", "lr=0.01", "seeds=[0,1]", "epochs=4"]
     full = run_point([*command, *places(tmp_path / "full")])
     for precision, roundoff in ROUNDOFF.items():
         half = run_point([*command, f"precision={precision}", *places(tmp_path / precision)])
         for one, two in zip(full, half, strict=True):
             assert records.load(two).env["device"] == torch.cuda.get_device_name()
             for a, b in zip(curves(one), curves(two), strict=True):
-                assert a["train_loss"] == pytest.approx(b["train_loss"], abs=18 * roundoff), precision
+                assert a["train_loss"] == pytest.approx(b["train_loss"], abs=18**0.5 * roundoff), precision
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -130,10 +130,10 @@ def test_an_overflow_skips_the_step_of_all(tiny_overrides, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_a_compiled_run_ends_near_the_plain_one(tiny_overrides, tmp_path, precision):
-    command = [*tiny_overrides, *NO_DROPOUT, "method=melora", f"precision={precision}", "lr=0.001"]
+    command = [*tiny_overrides, *NO_DROPOUT, "method=melora", f"precision={precision}", "lr=0.01"]
     [plain] = run_point(command)
     [compiled] = run_point([*command, *places(tmp_path / "compiled"), "compile=true"])
     assert records.load(compiled).env["compile"] is True
-    bound = 18 * ROUNDOFF.get(precision, 2.0**-24) + 1e-5  # fused code rounds elsewhere
+    bound = 18**0.5 * ROUNDOFF.get(precision, 2.0**-24) + 1e-5  # fused code rounds elsewhere
     for a, b in zip(curves(plain), curves(compiled), strict=True):
         assert a["train_loss"] == pytest.approx(b["train_loss"], abs=bound)
