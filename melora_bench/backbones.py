@@ -24,6 +24,7 @@ from melora_bench.embedded import minilm_folder, smollm2_folder
 from melora_bench.files import sha256_once
 from melora_bench.hub import hub_snapshot
 from melora_bench.records import options, plain_name
+from melora_bench.streams import pool_rows
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILES = ["*.json", "vocab*", "merges.txt", "tokenizer*", "*.model", "*.safetensors"]
@@ -81,9 +82,12 @@ class Backbone:
             return AutoTokenizer.from_pretrained(folder, **AS_DATA)
 
     def longest(self, model: nn.Module) -> int:
-        """The number of tokens that the model has positions for; RoBERTa's start after the padding id."""
-        offset = model.config.pad_token_id + 1 if "roberta" in model.config.model_type else 0
-        return model.config.max_position_embeddings - offset
+        """The number of tokens that the model has positions for."""
+        return model.config.max_position_embeddings - self.first_position(model)
+
+    def first_position(self, model: nn.Module) -> int:
+        """The position of a row's first token: 0, in RoBERTa and its kin the number after the padding id."""
+        return getattr(getattr(model.base_model, "embeddings", None), "padding_idx", -1) + 1
 
     def load(self, **options) -> tuple[nn.Module, set[str]]:
         """(model, names of the weights that the folder lacks). Raises ValueError for a folder that does not load."""
@@ -94,6 +98,10 @@ class Backbone:
                 folder, use_safetensors=True, output_loading_info=True, **AS_DATA, **options
             )
         return model, {str(key) for key in report["missing_keys"] | report["mismatched_keys"]}
+
+    def stock(self, num_labels: int) -> nn.Module:
+        """The model as transformers alone makes it. Raises ValueError as `model` does."""
+        return self.model(num_labels)
 
     def refuse(self, absent: set[str]) -> None:
         if absent:
@@ -174,6 +182,7 @@ class Encoder(Backbone):
     kind = "SEQ_CLS"
     instead = "backbone=minilm"
     head: str  # the module whose linear layers are trained in full
+    pooling: str | None = None  # what the head reads of a row: `streams.pool_rows`
 
     def suit(self, num_labels: int) -> None:
         if not num_labels:
@@ -182,11 +191,19 @@ class Encoder(Backbone):
             )
 
     def model(self, num_labels: int) -> nn.Module:
-        """The model with `num_labels` outputs (1: regression). Raises ValueError for a folder without weights."""
+        """The model with `num_labels` outputs (1: regression), whose head reads rows as `pooling` says. Raises ValueError
+        for a folder without weights."""
+        model = self.stock(num_labels)
+        pool_rows(model, self.pooling)
+        return model
+
+    def stock(self, num_labels: int) -> nn.Module:
         rates = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
         dropout = {} if self.dropout is None else dict.fromkeys(rates, self.dropout)
         model, absent = self.load(num_labels=num_labels, dtype=torch.float32, **dropout)
-        self.refuse({key for key in absent if not key.startswith(self.head)})
+        pooler = f"{model.base_model_prefix}.pooler."  # of no use where the head reads means
+        unread = (self.head, pooler) if self.pooling == "mean" else (self.head,)
+        self.refuse({key for key in absent if not key.startswith(unread)})
         if self.head not in dict(model.named_modules()):
             there = ", ".join(name for name, _ in model.named_children())
             raise ValueError(f"backbone.head={self.head!r} is no module of {self.name}: it has {there}")

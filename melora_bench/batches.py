@@ -1,4 +1,4 @@
-"""Token ids in flat arrays, and batches that pad only to their own longest row."""
+"""Token ids in flat arrays, and batches of them: padded to their own longest row, or streams without padding."""
 
 import functools
 import itertools
@@ -13,6 +13,7 @@ from torch import Tensor
 from melora_bench.files import cache_dir, sha256_json, write_atomic
 from melora_bench.notices import warn_once
 from melora_bench.seeding import generator
+from melora_bench.streams import Rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,25 @@ class Split:
             types[mask] = self.types[where]
             batch["token_type_ids"] = torch.from_numpy(types)
         return batch | {"labels": torch.from_numpy(self.labels[rows])}
+
+    def stream(self, rows: np.ndarray, first_position: int) -> dict[str, Tensor | Rows]:
+        """Row numbers (R, rows) -> input_ids, position_ids and, where the model has them, token_type_ids, each (R, T), with
+        `rows` (where each row lies) and labels (R * rows,). A row's positions count from `first_position`."""
+        where = Rows.of(self.lengths[rows])
+        tokens = np.concatenate([np.arange(self.offsets[row], self.offsets[row + 1]) for row in rows.reshape(-1)])
+        inside = where.is_row.repeat_interleave(where.lengths)
+        starts = where.ends[:-1].repeat_interleave(where.lengths)
+
+        def laid_out(values: np.ndarray, filler: int) -> Tensor:
+            out = torch.full(inside.shape, filler)
+            out[inside] = torch.from_numpy(values[tokens].astype(np.int64))
+            return out.view(len(rows), -1)
+
+        positions = torch.where(inside, torch.arange(len(inside)) - starts, 0) + first_position
+        batch = {"input_ids": laid_out(self.ids, self.pad_id), "position_ids": positions.view(len(rows), -1)}
+        if self.types is not None:
+            batch["token_type_ids"] = laid_out(self.types, 0)
+        return batch | {"rows": where, "labels": torch.from_numpy(self.labels[rows.reshape(-1)])}
 
 
 def tokenise(tokenizer, columns: list[list[str]], labels: np.ndarray, max_length: int) -> Split:
@@ -131,6 +151,7 @@ class TrainBatches:
     batch_size: int  # rows per replica and optimizer step, over all processes and micro-batches
     bucket: int
     accumulation: int  # micro-batches per optimizer step
+    first_position: int | None = None  # of every row in streams; None: padded batches
     processes: int = 1
     process: int = 0
 
@@ -141,7 +162,7 @@ class TrainBatches:
             yield from self.epoch(epoch, max(0, first - epoch * count), min(count, end - epoch * count))
 
     def epoch(self, epoch: int, first: int = 0, end: int | None = None) -> Iterator[list[dict[str, Tensor]]]:
-        """For each optimizer step of an epoch, or of a part of it, its micro-batches of (R * b, L) rows for this process.
+        """For each optimizer step of an epoch, or of a part of it, its micro-batches of (R * b) rows for this process.
 
         `weight` (R * b,) makes the weighted sum of row losses the mean over the whole step's rows of a replica (each row
         counting by the split's `weights`), after the division by `accumulation` and the averaging over processes that
@@ -161,7 +182,10 @@ class TrainBatches:
             yield [self._micro_batch(rows[:, i::parts], weight[:, i::parts]) for i in mine]
 
     def _micro_batch(self, rows: np.ndarray, weight: np.ndarray) -> dict[str, Tensor]:
-        batch = self.split.collate(rows.reshape(-1))
+        if self.first_position is None:
+            batch = self.split.collate(rows.reshape(-1))
+        else:
+            batch = self.split.stream(rows, self.first_position)
         return batch | {"weight": torch.from_numpy(weight.reshape(-1).copy())}
 
 

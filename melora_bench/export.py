@@ -17,7 +17,7 @@ from melora_bench import checkpoints, records
 from melora_bench.backbones import AS_DATA
 from melora_bench.embedded import PUBLIC
 from melora_bench.files import write_folder, write_text
-from melora_bench.methods.base import Method, merge
+from melora_bench.methods.base import Method, ReplicatedLinear, merge
 from melora_bench.methods.interchange import PREFIX, to_peft
 from melora_bench.points import build
 
@@ -140,13 +140,47 @@ def difference(trained: Trained, folder: Path, merged: bool) -> float | None:
     else:
         import peft
 
-        stock = peft.PeftModel.from_pretrained(trained.backbone.model(trained.num_labels), folder)
+        stock = peft.PeftModel.from_pretrained(trained.backbone.stock(trained.num_labels), folder)
     source = torch.Generator().manual_seed(0)
     ids = torch.randint(trained.model.config.vocab_size, (4, 16), generator=source)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.no_grad():
-        ours = trained.model(**inputs).logits
-        return ((stock.eval()(**inputs).logits - ours).abs().max() / ours.abs().max().clamp(min=1)).item()
+        ours, theirs = trained.model(**inputs).logits, _stock_logits(stock.eval(), trained, inputs, merged)
+        return ((theirs - ours).abs().max() / ours.abs().max().clamp(min=1)).item()
+
+
+def _stock_logits(model: nn.Module, trained: Trained, inputs: dict, merged: bool) -> torch.Tensor:
+    """Those of a stock library's model, its head called by hand where it is to read means."""
+    if not _reads_means(trained):
+        return model(**inputs).logits
+    plain = model if merged else model.get_base_model()
+    hidden, mask = plain.base_model(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
+    means = (hidden * mask).sum(1) / mask.sum(1)
+    return plain.get_submodule(trained.backbone.head)(means if _is_linear(trained) else means[:, None])
+
+
+def _reads_means(trained: Trained) -> bool:
+    return getattr(trained.backbone, "pooling", None) == "mean"
+
+
+def _is_linear(trained: Trained) -> bool:
+    """Whether the head is one linear layer; RoBERTa's picks the first token of (rows, tokens, width) itself."""
+    return isinstance(trained.model.get_submodule(trained.backbone.head), ReplicatedLinear)
+
+
+def _mean_code(trained: Trained, merged: bool) -> str:
+    """`_stock_logits` of a loaded `model`, for the card; empty where the head reads what it always does."""
+    if not _reads_means(trained):
+        return ""
+    return f"""
+
+
+def logits(**inputs):
+    # The head reads the mean over a row's tokens, which no class of transformers does.
+    plain = {"model" if merged else "model.get_base_model()"}
+    hidden, mask = plain.base_model(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
+    means = (hidden * mask).sum(1) / mask.sum(1)
+    return plain.{trained.backbone.head}(means{"" if _is_linear(trained) else "[:, None]"})"""
 
 
 def write_adapter(trained: Trained, folder: Path, base: str | None) -> None:
@@ -185,7 +219,7 @@ from transformers import {auto}
 
 backbone = {auto}.from_pretrained("the backbone's folder"{labels})
 model = PeftModel.from_pretrained(backbone, "this folder").eval()"""
-    write_text(folder / "README.md", card(trained, "peft", base, loading))
+    write_text(folder / "README.md", card(trained, "peft", base, loading + _mean_code(trained, merged=False)))
 
 
 def write_merged(trained: Trained, folder: Path, base: str | None) -> None:
@@ -196,6 +230,7 @@ def write_merged(trained: Trained, folder: Path, base: str | None) -> None:
     loading = f"""from transformers import {auto}
 
 model = {auto}.from_pretrained("this folder").eval()"""
+    loading += _mean_code(trained, merged=True)
     write_text(folder / "README.md", card(trained, "transformers", _base(trained.backbone, base), loading))
 
 

@@ -23,9 +23,10 @@ SCHEMA = 1
 GIT_SECONDS = 60  # what a slow file system may take; a git that hangs holds up no run
 ROOT = Path(__file__).resolve().parent.parent
 # What a run's identity leaves out: seeds, the place of files, what does not change numbers, and what `method` repeats.
-UNLESS_SET = {"max_steps", "eval_steps", "warmup_steps"}  # later keys: while null, older runs are the same runs
+# Later keys: while null, older runs are the same runs.
+UNLESS_SET = {"max_steps", "eval_steps", "warmup_steps", "pooling"}
 NOT_IDENTITY = {"seeds", "experiment", "table", "per_method", "_target_"}
-NOT_IDENTITY |= {"results_dir", "output_dir", "tracker", "shard", "compile"}
+NOT_IDENTITY |= {"results_dir", "output_dir", "tracker", "shard", "compile", "layout"}
 PATHS = {("data", "root"), ("backbone", "path")}
 
 

@@ -30,6 +30,7 @@ from melora_bench.schedule import Schedule
 from melora_bench.shapes import leaves
 from melora_bench.sharding import refuse_launch, shard_backbone
 from melora_bench.starts import load_start
+from melora_bench.streams import check_layout
 from melora_bench.training import Trainer
 
 LIMITS = ("max_length", "max_train_rows", "max_eval_rows")
@@ -149,15 +150,6 @@ class PackedRun:
         self.task, self.data = load_task(config, self.backbone)
         # Now: all three may have changed by the end.
         self.origin, self.git, self.code = self.backbone.origin(), records.git_state(), records.code_sha256()
-        self.batches = TrainBatches(
-            split=self.task.train,
-            seeds=seeds,
-            batch_size=config["batch_size"],
-            bucket=config["bucket"],
-            accumulation=config["accumulation"],
-            processes=self.accelerator.num_processes,
-            process=self.accelerator.process_index,
-        )
         model, head = self.backbone.model(self.task.num_labels), self.backbone.head
         check_dtype(model, config["precision"])
         replace_dropouts(model)
@@ -166,6 +158,17 @@ class PackedRun:
             most = self.backbone.longest(model)
             raise ValueError(f"max_length={config['max_length']} lets texts of {longest} tokens through, "
                              f"backbone {self.backbone.name} reads {most}: lower it to that")  # fmt: skip
+        streams = check_layout(config["layout"], model, self.accelerator.device) and not config["compile"]
+        self.batches = TrainBatches(
+            split=self.task.train,
+            seeds=seeds,
+            batch_size=config["batch_size"],
+            bucket=config["bucket"],
+            accumulation=config["accumulation"],
+            first_position=self.backbone.first_position(model) if streams else None,
+            processes=self.accelerator.num_processes,
+            process=self.accelerator.process_index,
+        )
         schedule = Schedule.of(config, len(self.task.train.labels))
         self.method.attach(model, head, seeds, schedule.total)
         self.starts = [load_start(point, seed, k, model, self.method, head) for k, seed in enumerate(seeds)]

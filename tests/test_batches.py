@@ -79,6 +79,43 @@ def test_bucket_one_is_plain_random_order():
     assert [set(batch) for batch in first] == [set(batch) for batch in second]
 
 
+def shared_rows(first: list[np.ndarray], second: list[np.ndarray]) -> int:
+    """How many rows two orders have in the same step, over all steps."""
+    return sum(len(np.intersect1d(a, b)) for a, b in zip(first, second, strict=True))
+
+
+def shared_pairs(first: list[np.ndarray], second: list[np.ndarray], rows: int) -> int:
+    """How many pairs of rows meet in a batch of both orders."""
+    step = np.empty((2, rows), dtype=np.int64)
+    for side, found in enumerate((first, second)):
+        for number, batch in enumerate(found):
+            step[side, batch] = number
+    met = [one[:, None] == one[None] for one in step]
+    return int((met[0] & met[1]).sum() - rows) // 2
+
+
+@check
+@given(st.integers(0, 1000), st.integers(0, 50))
+def test_seeds_and_epochs_meet_rows_as_chance_has_it(seed, epoch):
+    """640 rows in 20 batches of 32. A row is in the same step of two independent orders with probability 1/20 (mean 32, sd
+    5.7: the count is a sum of hypergeometric ones); a pair that met meets again with probability 31/639 (9,920 pairs: mean
+    481, sd 21.4). Six sd are allowed, in one example of 10^9; with rows of like length together the counts are several times
+    as large."""
+    lengths = skewed(640)
+    here, other, later = (
+        order(lengths, s, e, batch_size=32, bucket=1) for s, e in ((seed, epoch), (seed + 1, epoch), (seed, epoch + 1))
+    )
+    for two in (other, later):
+        assert abs(shared_rows(here, two) - 32) < 6 * 5.7
+        assert abs(shared_pairs(here, two, 640) - 481) < 6 * 21.4
+
+
+def test_grouping_by_length_is_seen_by_that_test():
+    lengths = skewed(640)
+    here, other = (order(lengths, s, batch_size=32, bucket=50) for s in (0, 1))
+    assert shared_rows(here, other) > 10 * 32 and shared_pairs(here, other, 640) > 5 * 481
+
+
 @check
 @given(SEED, st.integers(0, 50), st.integers(4, 40))
 def test_buckets_pad_less(seed, epoch, bucket):

@@ -12,15 +12,15 @@ import huggingface_hub
 import peft
 import pytest
 import torch
-from conftest import composed, run_point, sentences
+from conftest import WORDS, composed, run_point, sentences
 from hydra.utils import instantiate
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_contract import METHODS, PACKING
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForMaskedLM
 
 from melora_bench import records
-from melora_bench.export import _base
+from melora_bench.export import _base, load
 from melora_bench.methods.base import merge
 from melora_bench.methods.interchange import NOTHING_ADAPTED, PREFIX, to_peft
 from melora_bench.points import build
@@ -340,6 +340,38 @@ def test_the_base_that_a_folder_names(merged, long, export, tiny_roberta, tmp_pa
             re.search(r"```python\n(.*?)```", text, re.DOTALL)[1].replace("this folder", str(tmp_path / "given")), scope
         )
         assert gap(scope["model"], stock(tmp_path / "none", tiny_roberta), tiny_roberta) == 0
+
+
+@pytest.fixture(scope="module")
+def tiny_bert(tiny_roberta, tmp_path_factory):
+    """A checkpoint folder of a random BERT, under the tiny tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny_bert")
+    AutoTokenizer.from_pretrained(tiny_roberta).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = BertConfig(vocab_size=len(WORDS) + 4, max_position_embeddings=66, pad_token_id=1, **sizes)
+    BertForMaskedLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+@pytest.mark.parametrize("merged", ["false", "true"])
+def test_a_head_that_reads_means_computes_by_its_card(kind, merged, trained, export, tiny_bert, tiny_roberta, tmp_path):
+    """The card's code gives our logits, row by row, with a stock library's model; without it the head reads other features."""
+    folder = tiny_bert if kind == "bert" else tiny_roberta
+    overrides = [f"backbone.path={folder}", f"backbone.name={kind}", "backbone.pooling=mean"]
+    record = trained("melora", "method.n=2", "backbone.target_modules=[query,value]", *overrides)[0]
+    code, *_ = export(run=record.run_id, to=tmp_path / "a", merged=merged, **{"backbone.path": folder})
+    assert code == 0
+    example = re.search(r"```python\n(.*?)```", (tmp_path / "a" / "README.md").read_text(), re.DOTALL)[1]
+    scope = {}
+    exec(example.replace("this folder", str(tmp_path / "a")).replace("the backbone's folder", str(folder)), scope)
+    ours = load(trained.file(record, "best"), str(folder)).model
+    x = texts(folder)
+    with torch.no_grad():
+        expected = ours(**x).logits
+        assert (scope["logits"](**x) - expected).abs().max() < 1e-5
+        assert (scope["model"](**x).logits - expected).abs().max() > 1e-3
 
 
 def test_the_embedded_weights_have_a_public_name():
