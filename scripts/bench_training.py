@@ -117,7 +117,7 @@ class Bench:
 
     def stock(self, rows: int, adapt: Callable, callbacks: tuple = (), attention: str = "sdpa", **padding) -> Measured:
         """transformers.Trainer on the model that `adapt` makes, batches drawn at random."""
-        model = self.backbone.model(2)
+        model = self.backbone.stock(2)
         model.set_attn_implementation(attention)
         arguments = transformers.TrainingArguments(
             output_dir=f"{self.folder}/trainer", per_device_train_batch_size=self.batch, num_train_epochs=self.epochs,
@@ -258,8 +258,10 @@ def variants(bench: Bench, options: argparse.Namespace) -> dict[str, dict[str, C
     alike |= {
         "no adapter": partial(bench.floor, rows, 1),
         "no adapter, with our dropout": partial(bench.floor, rows, 1, replace_dropouts),
-        "ours, LoRA": partial(bench.ours, rows, [*METHODS["LoRA"], "bucket=1"]),
-        f"ours, MELoRA n={N}": partial(bench.ours, rows, [*melora, "bucket=1"]),
+        "ours, LoRA": partial(bench.ours, rows, [*METHODS["LoRA"], "bucket=1", "layout=padded"]),
+        f"ours, MELoRA n={N}": partial(bench.ours, rows, [*melora, "bucket=1", "layout=padded"]),
+        "ours, LoRA, streams": partial(bench.ours, rows, [*METHODS["LoRA"], "bucket=1", "layout=streams"]),
+        f"ours, MELoRA n={N}, streams": partial(bench.ours, rows, [*melora, "bucket=1", "layout=streams"]),
     }
     if options.precision == "no":
         peers[f"ours, MELoRA n={N}, bf16"] = partial(bench.ours, rows, [*melora, "precision=bf16"])

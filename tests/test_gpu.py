@@ -67,6 +67,26 @@ def test_packed_equals_separate_on_the_gpu(tiny_overrides, tmp_path, method):
             assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=1e-4)
 
 
+@pytest.mark.parametrize("pooling", ["null", "mean"])
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_streams_equal_padded_rows_on_the_gpu(tiny_overrides, tmp_path, precision, pooling):
+    """Attention by torch's kernels for rows of any length; the bound is that of half precision against float32, twice."""
+    command = [
+        *tiny_overrides,
+        *NO_DROPOUT,
+        f"precision={precision}",
+        f"backbone.pooling={pooling}",
+        "lr=0.01",
+        "seeds=[0,1]",
+    ]
+    padded = run_point([*command, "layout=padded", *places(tmp_path / "padded")])
+    streams = run_point([*command, "layout=streams"])
+    bound = 2 * 18**0.5 * ROUNDOFF.get(precision, 2.0**-24) + 1e-6
+    for one, two in zip(padded, streams, strict=True):
+        for a, b in zip(curves(one), curves(two), strict=True):
+            assert a["train_loss"] == pytest.approx(b["train_loss"], abs=bound)
+
+
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 def test_resumed_equals_unbroken_on_the_gpu(tiny_overrides, tmp_path, deterministic, precision):
     """Dropout on, to the last bit."""
