@@ -5,6 +5,7 @@ import html
 import importlib.util
 import inspect
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,7 +141,9 @@ def difference(trained: Trained, folder: Path, merged: bool) -> float | None:
     else:
         import peft
 
-        stock = peft.PeftModel.from_pretrained(trained.backbone.stock(trained.num_labels), folder)
+        with warnings.catch_warnings():  # peft asks for what transformers calls otherwise now
+            warnings.simplefilter("ignore", FutureWarning)
+            stock = peft.PeftModel.from_pretrained(trained.backbone.stock(trained.num_labels), folder)
     source = torch.Generator().manual_seed(0)
     ids = torch.randint(trained.model.config.vocab_size, (4, 16), generator=source)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -6,6 +6,7 @@ import functools
 import json
 import re
 import shutil
+import warnings
 
 import export as script
 import huggingface_hub
@@ -62,7 +63,9 @@ def export(trained, tiny_roberta, capsys):
     def call(**options) -> tuple[int, str, str]:
         capsys.readouterr()
         given = {"output_dir": trained.root / "outputs", "backbone.path": tiny_roberta, **options}
-        code = script.main([f"{key}={value}" for key, value in given.items() if value is not None])
+        with warnings.catch_warnings():  # nobody who exports may read of a library's renamed attributes
+            warnings.simplefilter("error", FutureWarning)
+            code = script.main([f"{key}={value}" for key, value in given.items() if value is not None])
         return code, *capsys.readouterr()
 
     return call
