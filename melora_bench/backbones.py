@@ -125,7 +125,7 @@ class Backbone:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that `load` reads weights from, and `origin` hashes: model.safetensors, or an index and its shards.
+    """The files that `load` reads weights from, and `origin` hashes: model.safetensors, or the shards that an index names.
 
     Raises ValueError for a folder without them, an index that names anything but files beside it, and a folder that is
     an adapter too, which transformers would load on top of the weights, or instead of them.
@@ -148,7 +148,7 @@ def weight_files(folder: Path) -> list[Path]:
             raise ValueError(f"{folder / INDEX} names {name!r}, which is no .safetensors file beside it")
     if not shards:
         raise ValueError(f"{folder / INDEX} names no file of weights")
-    return [folder / INDEX, *(folder / name for name in shards)]
+    return [folder / name for name in shards]
 
 
 def check_device(precision: str) -> None:
