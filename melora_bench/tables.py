@@ -44,9 +44,8 @@ def with_numbers(names: list[str], results_dir: str | None = None) -> list[str]:
 
 def experiments(name: str, results_dir: str | Path) -> list[str]:
     """The experiments that hold records of a table's points: its own first, then those of trials (`grid.experiment`)."""
-    own = load_grid(name)["experiment"]
-    trials = sorted(path.name for path in (Path(results_dir) / "runs").glob(f"{glob.escape(own)}-*"))
-    return [own, *trials]
+    own, runs = load_grid(name)["experiment"], Path(results_dir) / "runs"
+    return [path.name for path in (runs / own, *sorted(runs.glob(f"{glob.escape(own)}-*"))) if path.is_dir()]
 
 
 @dataclass(frozen=True, kw_only=True)
