@@ -12,6 +12,7 @@ from test_training import curves
 
 from melora_bench import files, inputs, records
 from melora_bench.notices import warn_once
+from melora_bench.points import Point, compose_run
 from melora_bench.records import parts
 from melora_bench.run import RunError
 
@@ -93,6 +94,21 @@ def test_a_record_that_cannot_be_read_is_not_done(content, own):
     made[1].write_text(content)
     with pytest.raises(RunError, match=r"s1\.json .*(not valid JSON|has schema).*delete it and run that point again"):
         run_point(own)
+
+
+def test_a_refused_seed_stops_no_other(own, tmp_path, caplog):
+    """Those without a record are trained; the command fails at the end, and nobody is told that they failed."""
+    [made] = run_point([*own, "seeds=[0]"])
+    made.write_text("{")
+    caplog.set_level(logging.INFO, logger="melora_bench")
+    point = Point.of(*compose_run(own))
+    with point.claimed(), pytest.raises(RunError, match=r"s0\.json is not valid JSON"):
+        run_point(own)  # another process trains seed 1
+    assert "seeds [1] are left to it" in caplog.text and point.todo() == [1]
+    with pytest.raises(RunError, match=r"s0\.json is not valid JSON"):
+        run_point(own)
+    assert point.todo() == [] and made.read_text() == "{"
+    assert not list((tmp_path / "outputs").rglob("error.txt"))
 
 
 def test_a_record_stands_where_its_data_are_not_at_hand(own, tmp_path, caplog):
