@@ -21,7 +21,7 @@ from melora_bench import checkpoints, records
 from melora_bench.backbones import check_device, check_dtype
 from melora_bench.batches import TrainBatches
 from melora_bench.files import probe, reason, write_text
-from melora_bench.inputs import difference, named, refusals
+from melora_bench.inputs import difference, of_data, of_model, refusals
 from melora_bench.methods.dropout import replace_dropouts
 from melora_bench.points import Point, build
 from melora_bench.processes import agreed, count, is_main
@@ -260,7 +260,7 @@ class PackedRun:
             "seeds": self.seeds,
             "steps": self.trainer.schedule.total,
         }
-        return whole | named(data, self.origin["sha256"], None) | starts
+        return whole | of_data(data) | of_model(self.origin) | starts
 
     @functools.cached_property
     def _part(self) -> dict:

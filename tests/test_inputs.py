@@ -12,7 +12,7 @@ from test_training import curves
 
 from melora_bench import files, inputs, records
 from melora_bench.notices import warn_once
-from melora_bench.points import Point, compose_run
+from melora_bench.points import Point, build, compose_run
 from melora_bench.records import parts
 from melora_bench.run import RunError
 
@@ -120,17 +120,35 @@ def test_a_record_stands_where_its_data_are_not_at_hand(own, tmp_path, caplog):
         assert run_point(own) == []
         assert run_point(own) == []
     assert [record.getMessage() for record in caplog.records if "not compared" in record.getMessage()] == [
-        f"records are not compared with their data and weights, which are not at hand: data.root={tmp_path}/data has no folder "
-        "sst2/ with its splits as .parquet, .jsonl or .csv"
+        f"records are not compared with their data, not at hand here: data.root={tmp_path}/data has no folder sst2/ with its "
+        "splits as .parquet, .jsonl or .csv"
     ]
+
+
+@pytest.mark.parametrize(("absent", "key"), [("model", "data train"), ("data", "weights"), ("start", "weights")])
+def test_what_is_at_hand_is_compared(absent, key, own, tmp_path, caplog):
+    """Each of data, weights and start, whatever else is missing."""
+    run_point([*own, "experiment=first", "seeds=[0]"])
+    [start] = (tmp_path / "outputs").rglob("last.safetensors")
+    own = [*own, "seeds=[0]", f"init_from={start.parent}"]
+    run_point(own)
+    warn_once.cache_clear()
+    CHANGES[key](tmp_path)
+    if absent == "start":
+        start.unlink()
+    else:
+        shutil.rmtree(tmp_path / absent)
+    with pytest.raises(RunError, match=rf"the record of other inputs \({key}: "):
+        run_point(own)
+    assert f"not compared with their {absent.replace('model', 'weights')}, not at hand here: " in caplog.text
 
 
 def test_the_seeds_of_a_point_are_compared_with_one_reading(own, monkeypatch):
     """Data and weights are looked at once, however many seeds are recorded."""
-    looks, real = [], inputs.shared_inputs
-    run_point(own)
-    monkeypatch.setattr(inputs, "shared_inputs", lambda point: looks.append(point) or real(point))
-    assert run_point(own) == [] and len(looks) == 1
+    looks, made = [], run_point(own)
+    monkeypatch.setattr(inputs, "build", lambda config, group: looks.append(group) or build(config, group))
+    assert run_point(own) == [] and len(made) == 2
+    assert looks == ["task", "data", "backbone"]
 
 
 def test_status_says_what_a_start_would(own, tmp_path, capsys):

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from melora_bench import checkpoints, export, records
 from melora_bench.backbones import Backbone, check_device, check_dtype
 from melora_bench.files import claimed, sha256_file
-from melora_bench.inputs import difference, inputs_of_record, named
+from melora_bench.inputs import difference, inputs_of_record, of_data, of_model, of_start
 from melora_bench.instructeval import sandbox
 from melora_bench.instructeval.base import Benchmark
 from melora_bench.instructeval.harness import check_harness, harness_scores
@@ -172,7 +172,7 @@ def _one(config: dict, choices: dict, scored: Scored, benchmark, loaded) -> Path
 def _check_inputs(path: Path, origin: dict, scored: Scored) -> None:
     """Raises ValueError for a record of other questions, weights or adapters than those at hand, which its hash does not
     see."""
-    here = named({"test": [origin["sha256"]]}, scored.weights(), scored.init_from and scored.init_from["sha256"])
+    here = of_data({"test": [origin["sha256"]]}) | of_model({"sha256": scored.weights()}) | of_start(scored.init_from)
     record = records.load(path)
     if differing := difference(inputs_of_record(record), here):
         raise ValueError(f"{path} is the score of other inputs than {origin['label']}, weights and adapters at hand "
