@@ -7,11 +7,13 @@ a checkpoint (which is the resume), `status`, and a score.
 from collections.abc import Callable
 
 from melora_bench import records
-from melora_bench.files import reason, sha256_once
+from melora_bench.files import reason
 from melora_bench.notices import warn_once
 from melora_bench.points import Point, build
 from melora_bench.records import RunRecord
-from melora_bench.starts import start_file
+from melora_bench.starts import fingerprint, start_file
+
+OF_MODEL = {"sha256": "weights", "config_sha256": "config of the backbone", "tokenizer_sha256": "tokenizer"}
 
 
 def inputs_of_record(record: RunRecord) -> dict:
@@ -27,12 +29,13 @@ def of_data(sha256: dict[str, list[str] | None]) -> dict:
 
 def of_model(origin: dict) -> dict:
     """origin: what a record or an adapter file says of the backbone (`Backbone.origin`)."""
-    return {"weights": origin["sha256"]}
+    return {words: origin[key] for key, words in OF_MODEL.items() if key in origin}
 
 
 def of_start(start: dict | None) -> dict:
     """start: what a record says of it (`load_start`)."""
-    return {"start": start and start["sha256"]}
+    config = {"config of the start": start["config_sha256"]} if start and "config_sha256" in start else {}
+    return {"start": start and start["sha256"], **config}
 
 
 def difference(there: dict, here: dict) -> str:
@@ -84,7 +87,7 @@ def _model(point: Point) -> dict:
 
 def _start(point: Point, seed: int) -> dict:
     path = start_file(point, seed)
-    return of_start(path and {"sha256": sha256_once(path)})
+    return of_start(path and fingerprint(path))
 
 
 def _short(value: object) -> str:

@@ -21,7 +21,7 @@ from melora_bench import checkpoints, records
 from melora_bench.backbones import check_device, check_dtype
 from melora_bench.batches import TrainBatches
 from melora_bench.files import probe, reason, write_text
-from melora_bench.inputs import difference, of_data, of_model, refusals
+from melora_bench.inputs import difference, of_data, of_model, of_start, refusals
 from melora_bench.methods.dropout import replace_dropouts
 from melora_bench.points import Point, build
 from melora_bench.processes import agreed, count, is_main
@@ -253,8 +253,8 @@ class PackedRun:
     def _run(self) -> dict:
         """What a checkpoint must agree about with the run that goes on from it."""
         data = {split: part and part["sha256"] for split, part in self.data.items()}
-        starts = {f"start of seed {seed}": start and start["sha256"]
-                  for seed, start in zip(self.seeds, self.starts, strict=True)}  # fmt: skip
+        starts = {f"{key} of seed {seed}": sha256 for seed, start in zip(self.seeds, self.starts, strict=True)
+                  for key, sha256 in of_start(start).items()}  # fmt: skip
         whole = {
             "config": records.config_hash(self.point.identity),
             "seeds": self.seeds,

@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from melora_bench.checkpoints import about, account, load_tensors, read_tensors
-from melora_bench.files import sha256_file
+from melora_bench.files import sha256_file, sha256_once
 from melora_bench.methods.base import AdapterLayer, Method
 from melora_bench.methods.interchange import from_peft
 from melora_bench.points import Point
@@ -32,11 +32,17 @@ def start_file(point: Point, seed: int) -> Path | None:
                      "with an adapter of each seed, its folder, or a PEFT LoRA adapter's")  # fmt: skip
 
 
+def fingerprint(path: Path) -> dict:
+    """The sha256 of an adapter file and, of PEFT's, that of the config which says how to read it (rank, alpha, ..)."""
+    config = {"config_sha256": sha256_file(path.with_name(PEFT_CONFIG))} if path.name == PEFT_WEIGHTS else {}
+    return {"sha256": sha256_once(path), **config}
+
+
 def load_start(point: Point, seed: int, replica: int, model: nn.Module, method: Method, head: str) -> dict | None:
     """Put one seed's start into its replica. The head stays fresh, as its classes may differ.
 
-    Returns {"source", "sha256", "run_id"} for the record, None without `init_from`. Raises ValueError as `start_file`
-    does, and for adapters that do not fit.
+    Returns {"source", "run_id"} and its `fingerprint` for the record, None without `init_from`. Raises ValueError as
+    `start_file` does, and for adapters that do not fit.
     """
     path = start_file(point, seed)
     if path is None:
@@ -49,7 +55,7 @@ def load_start(point: Point, seed: int, replica: int, model: nn.Module, method: 
             run_id = _load_adapter(model, head, replica, path)
     except ValueError as error:
         raise ValueError(f"init_from: {error}") from error
-    return {"source": point.config["init_from"], "sha256": sha256_file(path), "run_id": run_id}
+    return {"source": point.config["init_from"], "run_id": run_id, **fingerprint(path)}
 
 
 def _load_adapter(model: nn.Module, head: str, replica: int, path: Path) -> str | None:

@@ -1,5 +1,7 @@
 """Work that was done before stands for the work asked for only while data, weights and start are the same."""
 
+import dataclasses
+import json
 import logging
 import shutil
 
@@ -37,10 +39,16 @@ def change_weights(path) -> None:
     save_file({key: value + 0.5 for key, value in load_file(path).items()}, path, metadata=metadata)
 
 
+def change_json(path, **values) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
 CHANGES = {
     "data train": lambda tmp_path: flip_labels(tmp_path),
     "data validation": lambda tmp_path: flip_labels(tmp_path, "validation"),
     "weights": lambda tmp_path: change_weights(tmp_path / "model" / "model.safetensors"),
+    "config of the backbone": lambda tmp_path: change_json(tmp_path / "model" / "config.json", hidden_dropout_prob=0.3),
+    "tokenizer": lambda tmp_path: change_json(tmp_path / "model" / "tokenizer_config.json", model_max_length=9),
 }
 
 
@@ -59,6 +67,18 @@ def test_a_record_of_other_inputs_is_no_skip(key, own, tmp_path):
     made[0].unlink()
     made[1].unlink()
     assert run_point(own) == made and made[0].read_bytes() != before[0]
+
+
+def test_a_record_that_knows_less_stands(own, tmp_path):
+    """Older ones know the sha256 of the weights alone. Who wrote a config is no part of it."""
+    [path] = run_point([*own, "seeds=[0]"])
+    change_json(tmp_path / "model" / "config.json", transformers_version="4.0.0")
+    assert run_point([*own, "seeds=[0]"]) == []
+    CHANGES["config of the backbone"](tmp_path)
+    record = records.load(path)
+    model = {key: record.model[key] for key in ("name", "repo", "commit", "sha256")}
+    dataclasses.replace(record, model=model).save(tmp_path / "results")
+    assert run_point([*own, "seeds=[0]"]) == []
 
 
 def test_a_split_that_appears_later_is_other_data(own, tmp_path):

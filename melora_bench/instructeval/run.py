@@ -34,7 +34,7 @@ class Scored:
     """A model to score, and what its record says of it."""
 
     build: Callable[[], tuple[torch.nn.Module, Backbone]]
-    weights: Callable[[], str]  # sha256 of the frozen ones
+    origin: Callable[[], dict]  # what is known of the frozen weights: `Backbone.origin`
     experiment: str
     seed: int
     choices: dict
@@ -172,7 +172,7 @@ def _one(config: dict, choices: dict, scored: Scored, benchmark, loaded) -> Path
 def _check_inputs(path: Path, origin: dict, scored: Scored) -> None:
     """Raises ValueError for a record of other questions, weights or adapters than those at hand, which its hash does not
     see."""
-    here = of_data({"test": [origin["sha256"]]}) | of_model({"sha256": scored.weights()}) | of_start(scored.init_from)
+    here = of_data({"test": [origin["sha256"]]}) | of_model(scored.origin()) | of_start(scored.init_from)
     record = records.load(path)
     if differing := difference(inputs_of_record(record), here):
         raise ValueError(f"{path} is the score of other inputs than {origin['label']}, weights and adapters at hand "
@@ -188,7 +188,7 @@ def _record(config: dict, choices: dict, scored: Scored, benchmark, loaded, iden
         origin, params = backbone.origin(), checkpoints.counts(model, backbone.head)
         found = evaluate(
             benchmark, loaded, model, backbone.tokenizer(), folder,
-            identity={"config_hash": digest, "weights": origin["sha256"], "adapter": scored.init_from, **told},
+            identity={"config_hash": digest, **of_model(origin), "adapter": scored.init_from, **told},
             limit=config["limit"], batch_size=config["batch_size"], seed=config["seed"],
             execute=functools.partial(_passes, config),
         )  # fmt: skip
@@ -237,7 +237,7 @@ def _models(config: dict, choices: dict) -> Iterator[Scored]:
         own = records.identity({"backbone": config["backbone"]}) | {"method": {"version": 1}}
         yield Scored(
             build=lambda: _untrained(config["backbone"]),
-            weights=lambda: build(config["backbone"], "backbone").origin()["sha256"],
+            origin=lambda: build(config["backbone"], "backbone").origin(),
             experiment=config["experiment"], seed=0, choices=chosen, config=own, init_from=None, at={"epoch": 0, "step": 0},
         )  # fmt: skip
         return
@@ -247,7 +247,7 @@ def _models(config: dict, choices: dict) -> Iterator[Scored]:
         about = checkpoints.account(file)
         yield Scored(
             build=lambda file=file: _trained(file, config["backbone"]["path"]),
-            weights=lambda about=about: about["model"]["sha256"],
+            origin=lambda about=about: about["model"],
             experiment=about["run_id"].split("/")[0], seed=about["seed"], choices=about["choices"], config=about["config"],
             init_from={"source": about["run_id"], "run_id": about["run_id"], "sha256": sha256_file(file)},
             at={"epoch": about["epoch"], "step": about["step"]},
