@@ -22,6 +22,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from melora_bench.fetching import may_fetch
 from melora_bench.files import cache_dir, reason, write_folder
 
 log = logging.getLogger(__name__)
@@ -126,6 +127,8 @@ def _prepared(name: str, requirement: str, unpack: Callable[[Path, Path], None],
 
     if complete():
         return target
+    if not may_fetch():
+        raise ValueError(f"{requirement.split()[0]} is not in the cache {target.parent}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         return write_folder(target, write)

@@ -7,6 +7,7 @@ a checkpoint (which is the resume), `status`, and a score.
 from collections.abc import Callable
 
 from melora_bench import records
+from melora_bench.fetching import nothing_fetched
 from melora_bench.files import reason
 from melora_bench.notices import warn_once
 from melora_bench.points import Point, build
@@ -67,9 +68,10 @@ def refusals(point: Point, seeds: list[int]) -> dict[int, str]:
 
 
 def at_hand(what: str, inputs: Callable[..., dict], *of: object) -> dict:
-    """What `inputs` gives; nothing, with a warning, where that cannot be had."""
+    """What `inputs` gives from what is on this machine; nothing, with a warning, where that is not all there."""
     try:
-        return inputs(*of)
+        with nothing_fetched():
+            return inputs(*of)
     except (ValueError, OSError) as error:
         why = reason(error) if isinstance(error, OSError) else error
         warn_once(f"records are not compared with their {what}, not at hand here: {why}")

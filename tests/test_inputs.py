@@ -5,14 +5,20 @@ import json
 import logging
 import shutil
 
+import huggingface_hub
+import pandas as pd
 import pytest
 import status
 from conftest import interrupt, run_point
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_training import curves
 
 from melora_bench import files, inputs, records
+from melora_bench.embedded import vader_folder
+from melora_bench.fetching import nothing_fetched
 from melora_bench.notices import warn_once
 from melora_bench.points import Point, build, compose_run
 from melora_bench.records import parts
@@ -143,6 +149,45 @@ def test_a_record_stands_where_its_data_are_not_at_hand(own, tmp_path, caplog):
         f"records are not compared with their data, not at hand here: data.root={tmp_path}/data has no folder sst2/ with its "
         "splits as .parquet, .jsonl or .csv"
     ]
+
+
+def test_a_look_fetches_nothing(own, tmp_path, monkeypatch, caplog):
+    """Neither the skip nor status asks a hub: what is in its cache is compared, and a record whose data are not stands."""
+    folder, asked = tmp_path / "hub" / ("c" * 40), []
+    for split in ("train", "validation"):
+        (folder / "sst2").mkdir(parents=True, exist_ok=True)
+        frame = pd.read_csv(tmp_path / "data" / "sst2" / f"{split}.csv")
+        frame.to_parquet(folder / "sst2" / f"{split}-00000-of-00001.parquet")
+
+    def snapshot(repo, *, local_files_only, **_):
+        asked.append(local_files_only)
+        if local_files_only and not folder.exists():
+            raise LocalEntryNotFoundError("no network was asked")
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    command = [*(item for item in own if not item.startswith("data")), "data=hub"]
+    made = run_point(command)
+    assert set(asked) == {False}
+    asked.clear()
+    assert run_point(command) == [] and set(asked) == {True} and not caplog.messages
+    shutil.rmtree(folder)
+    assert run_point(command) == []
+    assert (
+        f"with their data, not at hand here: nyu-mll/glue at 'main' is not in the cache {HF_HUB_CACHE}" in caplog.text
+    )
+    made[0].unlink()
+    asked.clear()
+    with pytest.raises(RunError):  # what is to be trained is fetched
+        run_point(command)
+    assert asked[-1] is False
+
+
+def test_what_a_package_carries_is_not_fetched_for_a_look(monkeypatch, tmp_path):
+    monkeypatch.setenv("MELORA_BENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr("melora_bench.embedded.subprocess.run", None)  # would raise if it were called
+    with nothing_fetched(), pytest.raises(ValueError, match=rf"vaderSentiment==3.3.2 is not in the cache {tmp_path}"):
+        vader_folder()
 
 
 @pytest.mark.parametrize(("absent", "key"), [("model", "data train"), ("data", "weights"), ("start", "weights")])

@@ -17,9 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from melora_bench import checkpoints, export, records
 from melora_bench.backbones import Backbone, check_device, check_dtype
 from melora_bench.files import claimed, sha256_file
-from melora_bench.inputs import difference, inputs_of_record, of_data, of_model, of_start
+from melora_bench.inputs import at_hand, difference, inputs_of_record, of_data, of_model, of_start
 from melora_bench.instructeval import sandbox
-from melora_bench.instructeval.base import Benchmark
+from melora_bench.instructeval.base import Benchmark, Questions
 from melora_bench.instructeval.harness import check_harness, harness_scores
 from melora_bench.instructeval.scoring import evaluate, write_prompts
 from melora_bench.points import build
@@ -90,8 +90,8 @@ def _score(config: dict, choices: dict) -> list[Path]:
         return []
     if benchmark.executes and not _passes(config, ""):  # refuse before anything is loaded
         raise ValueError(f"isolation={config['isolation']} fails even an empty program here: every score would be 0")
-    loaded = benchmark.read(source.benchmark_root())
-    paths = [_one(config, choices, scored, benchmark, loaded) for scored in _models(config, choices)]
+    read = functools.cache(lambda: benchmark.read(source.benchmark_root()))  # unless all is recorded
+    paths = [_one(config, choices, scored, benchmark, read) for scored in _models(config, choices)]
     return [path for path in paths if path]
 
 
@@ -133,8 +133,10 @@ def _by_harness(config: dict, scored: Scored, benchmark: str) -> None:
     log.info("%s s%d  %s  %s", scored.choices["method"], scored.seed, found["engine"], found["results"])
 
 
-def _one(config: dict, choices: dict, scored: Scored, benchmark, loaded) -> Path | None:
-    """The record of one model, written unless it is there; None while another process scores it."""
+def _one(
+    config: dict, choices: dict, scored: Scored, benchmark: Benchmark, read: Callable[[], Questions]
+) -> Path | None:
+    """The record of one model, written unless it is there; None while another process scores it. `read` reads the questions."""
     # What decides the score: how the model was trained, and how it is asked.
     asked = {
         **records.identity({"task": config["task"]})["task"],
@@ -151,10 +153,10 @@ def _one(config: dict, choices: dict, scored: Scored, benchmark, loaded) -> Path
     path = Path(config["results_dir"], "runs", f"{run_id}.json")
     with claimed(Path(config["output_dir"], "runs", f"{run_id}.lock")) as mine:
         if path.exists():
-            _check_inputs(path, loaded.origin, scored)
+            _check_inputs(path, read, scored)
             log.info("skip  %s  %s is recorded: %s", benchmark.label, name, path)
         elif mine:
-            record = _record(config, choices, scored, benchmark, loaded, identity, run_id)
+            record = _record(config, choices, scored, benchmark, read(), identity, run_id)
             record.save(config["results_dir"])
             metrics, about = record.epochs[0]["metrics"], record.data["test"]
             log.info("done  %s  %s  %s  of %d questions  %.0f s  %s", about["label"], name,
@@ -169,14 +171,14 @@ def _one(config: dict, choices: dict, scored: Scored, benchmark, loaded) -> Path
     return path
 
 
-def _check_inputs(path: Path, origin: dict, scored: Scored) -> None:
+def _check_inputs(path: Path, read: Callable[[], Questions], scored: Scored) -> None:
     """Raises ValueError for a record of other questions, weights or adapters than those at hand, which its hash does not
     see."""
-    here = of_data({"test": [origin["sha256"]]}) | of_model(scored.origin()) | of_start(scored.init_from)
-    record = records.load(path)
-    if differing := difference(inputs_of_record(record), here):
-        raise ValueError(f"{path} is the score of other inputs than {origin['label']}, weights and adapters at hand "
-                         f"({differing}): give another results_dir, or delete that record to score again")  # fmt: skip
+    here = at_hand("questions", lambda: of_data({"test": [read().origin["sha256"]]}))
+    here |= at_hand("weights", lambda: of_model(scored.origin())) | of_start(scored.init_from)
+    if differing := difference(inputs_of_record(records.load(path)), here):
+        raise ValueError(f"{path} is the score of other inputs than the questions, weights and adapters at hand ({differing}): "
+                         "give another results_dir, or delete that record to score again")  # fmt: skip
 
 
 def _record(config: dict, choices: dict, scored: Scored, benchmark, loaded, identity: dict, run_id: str) -> RunRecord:

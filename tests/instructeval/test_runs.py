@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from melora_bench import checkpoints, records
 from melora_bench.files import claimed
 from melora_bench.instructeval.generate import generate
 from melora_bench.instructeval.run import score
+from melora_bench.notices import warn_once
 from melora_bench.run import RunError
 from melora_bench.tables import regenerate
 
@@ -133,6 +135,26 @@ def test_a_score_on_other_files_is_no_score_on_these(place, tmp_path):
     with pytest.raises(ValueError, match=r"is the score of other inputs .*data test: .*: give another results_dir"):
         scored("mmlu", scoring)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("absent", ["model", "questions"])
+def test_a_score_stands_where_its_weights_or_questions_are_not_at_hand(absent, place, model, tmp_path, caplog):
+    """With a warning; the other of the two is compared."""
+    own = shutil.copytree(model, tmp_path / "model")
+    scoring = [*(item for item in place[1] if not item.startswith("backbone.path")), f"backbone.path={own}"]
+    [path] = scored("mmlu", scoring)
+    warn_once.cache_clear()
+    shutil.rmtree({"model": own, "questions": tmp_path / "instruct"}[absent])
+    assert scored("mmlu", scoring) == [path]
+    assert f"not compared with their {absent.replace('model', 'weights')}, not at hand here: " in caplog.text
+    if absent == "model":
+        [file, *_] = (tmp_path / "instruct" / "mmlu" / "test").glob("*.csv")
+        file.write_text(file.read_text().replace("?", "??"))
+    else:
+        config = json.loads((own / "config.json").read_text())
+        (own / "config.json").write_text(json.dumps(config | {"rope_theta": 1.0}))
+    with pytest.raises(ValueError, match=r"is the score of other inputs"):
+        scored("mmlu", scoring)
 
 
 def test_what_was_written_outlives_a_sandbox_that_fails(place, monkeypatch):
