@@ -20,10 +20,10 @@ from transformers import (
 )
 
 from melora_bench import shapes
-from melora_bench.embedded import minilm_folder, smollm2_folder
+from melora_bench.embedded import OPTION, minilm_folder, smollm2_folder
 from melora_bench.files import sha256_json, sha256_once
 from melora_bench.hub import hub_snapshot
-from melora_bench.records import options, plain_name
+from melora_bench.records import options
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILES = ["*.json", "vocab*", "merges.txt", "tokenizer*", "*.model", "*.safetensors"]
@@ -115,8 +115,8 @@ class Backbone:
         config and its tokenizer's files (of several files, the sha256 of their joined hashes). Raises ValueError as
         `weight_files` does, and for a config that is no JSON.
 
-        Weights in a folder of the user's are called by the folder's name, unless they were given a name of their own:
-        nothing says that they are those which configs/backbone describes.
+        Weights in a folder of the user's that were given no name of their own have the name of the public ones that they
+        are, or else of their sha256: nothing says that they are those which configs/backbone describes.
         """
         folder, commit = self.folder
         of_files = {
@@ -126,8 +126,9 @@ class Backbone:
         }
         if not self.path:
             return {"name": self.name, "repo": self.repo, "commit": commit, **of_files}
-        local = f"local-{plain_name(folder.resolve().name)}" if self.name in options("backbone") else self.name
-        return {"name": local, "repo": None, "commit": None, **of_files}
+        known = OPTION.get(of_files["sha256"], f"local-{of_files['sha256'][:10]}")
+        name = known if self.name in options("backbone") else self.name
+        return {"name": name, "repo": None, "commit": None, **of_files}
 
 
 def _joined(paths: list[Path]) -> str:

@@ -22,8 +22,9 @@ from safetensors.torch import load_file, save_file
 from melora_bench import checkpoints, records
 from melora_bench.backbones import Encoder, weight_files
 from melora_bench.checkpoints import load_checkpoint, save_checkpoint
+from melora_bench.embedded import OPTION, PUBLIC
 from melora_bench.files import sha256_file
-from melora_bench.records import ROOT, config_hash
+from melora_bench.records import ROOT, config_hash, options
 from melora_bench.run import RunError
 
 
@@ -305,11 +306,21 @@ def test_an_index_that_names_other_places(index, folder, refused):
     (folder.parent / "other.safetensors").unlink()
 
 
-def test_weights_of_a_folder_have_a_name_of_their_own(folder):
-    """They are not tabled as what configs/backbone describes."""
+def test_weights_of_a_folder_have_a_name_of_their_own(folder, monkeypatch):
+    """They are not tabled as what configs/backbone describes, unless they are the public ones, to the byte. The same weights
+    have one name, and others another, wherever they lie."""
     fields = vars(encoder(folder)) | {"name": "roberta_base", "repo": "FacebookAI/roberta-base"}
-    assert Encoder(**fields).origin().items() >= {"name": "local-model", "repo": None, "commit": None}.items()
+    digest = sha256_file(folder / "model.safetensors")
+    local = {"name": f"local-{digest[:10]}", "repo": None, "commit": None, "sha256": digest}
+    assert Encoder(**fields).origin().items() >= local.items()
     assert encoder(folder).origin()["name"] == "tiny"
+    monkeypatch.setitem(OPTION, digest, "roberta_base")
+    assert Encoder(**fields).origin()["name"] == "roberta_base"
+    assert encoder(folder).origin()["name"] == "tiny"
+
+
+def test_the_names_of_public_weights_are_options():
+    assert set(OPTION.values()) <= options("backbone") and PUBLIC.keys() <= OPTION.keys()
 
 
 # ---- checkpoints
