@@ -56,6 +56,7 @@ class Point:
     config: dict
     choices: dict  # the options of the config groups
     name: str  # <method>-<hash>: unique among the points of a task
+    table: str | None  # whose grid it is composed with, and whose own experiment is called so
 
     @classmethod
     def of(cls, cfg: DictConfig, choices: dict) -> "Point":
@@ -90,7 +91,7 @@ class Point:
         records.check_experiment(config["experiment"])
         if config["precision"] not in ("no", "bf16", "fp16"):
             raise ValueError(f"precision={config['precision']!r} is unknown: use no, bf16 or fp16")
-        choices = {group: choices[group] for group in GROUPS}
+        table, choices = choices.get("table"), {group: choices[group] for group in GROUPS}
         for group, choice in choices.items():
             if choice is not None and not names(choice):
                 raise ValueError(f"{group}={choice!r} must be a name of letters, digits, '_', '-' and '.'")
@@ -101,7 +102,7 @@ class Point:
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{key}={value} must be a finite number")
         digest = records.config_hash(records.identity(config))
-        return cls(config=config, choices=choices, name=f"{choices['method']}-{digest[:10]}")
+        return cls(config=config, choices=choices, name=f"{choices['method']}-{digest[:10]}", table=table)
 
     @property
     def identity(self) -> dict:
