@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
@@ -34,9 +35,15 @@ OR_NULL = {"max_train_rows", "max_eval_rows", "max_steps", "eval_steps"}
 
 
 def compose_run(overrides: list[str]) -> tuple[DictConfig, dict]:
-    """The config of a command line as scripts/train.py sees it, and the options of its groups."""
-    with initialize_config_dir(str(records.ROOT / "configs"), version_base="1.3"):
-        cfg = compose("train", [*map(home, overrides)], return_hydra_config=True)
+    """The config of a command line as scripts/train.py sees it, and the options of its groups; inside a command of Hydra's
+    too."""
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(records.ROOT / "configs"), version_base="1.3"):
+            cfg = compose("train", [*map(home, overrides)], return_hydra_config=True)
+    finally:
+        GlobalHydra.instance().hydra = outer
     return OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), dict(cfg.hydra.runtime.choices)
 
 
