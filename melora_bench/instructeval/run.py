@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from melora_bench import checkpoints, export, records
 from melora_bench.backbones import Backbone, check_device, check_dtype
 from melora_bench.files import claimed, sha256_file
+from melora_bench.grid import trial_name
 from melora_bench.inputs import at_hand, difference, inputs_of_record, of_data, of_model, of_start
 from melora_bench.instructeval import sandbox
 from melora_bench.instructeval.base import Benchmark, Questions
@@ -24,6 +25,7 @@ from melora_bench.instructeval.harness import check_harness, harness_scores
 from melora_bench.instructeval.scoring import evaluate, write_prompts
 from melora_bench.points import build
 from melora_bench.records import RunRecord, config_hash
+from melora_bench.shapes import leaves
 
 log = logging.getLogger(__name__)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -59,8 +61,9 @@ def score(cfg: DictConfig, choices: dict) -> list[Path]:
 
 
 def _score(config: dict, choices: dict) -> list[Path]:
-    records.check_experiment(config["experiment"])
-    if config["precision"] not in ("no", *DTYPES):
+    if config["experiment"] is not None:
+        records.check_experiment(config["experiment"])
+    if config["precision"] not in (None, "no", *DTYPES):
         raise ValueError(f"precision={config['precision']!r} is unknown: use no, bf16 or fp16")
     check_device(config["precision"])
     if config["protocol"] not in ("instructeval", "lm_eval"):
@@ -86,12 +89,12 @@ def _score(config: dict, choices: dict) -> list[Path]:
     if config["protocol"] == "lm_eval":
         check_harness(benchmark.name)
         for scored in _models(config, choices):
-            _by_harness(config, scored, benchmark.name)
+            _by_harness(_asked(config, scored), scored, benchmark.name)
         return []
     if benchmark.executes and not _passes(config, ""):  # refuse before anything is loaded
         raise ValueError(f"isolation={config['isolation']} fails even an empty program here: every score would be 0")
     read = functools.cache(lambda: benchmark.read(source.benchmark_root()))  # unless all is recorded
-    paths = [_one(config, choices, scored, benchmark, read) for scored in _models(config, choices)]
+    paths = [_one(_asked(config, scored), choices, scored, benchmark, read) for scored in _models(config, choices)]
     return [path for path in paths if path]
 
 
@@ -138,18 +141,9 @@ def _one(
 ) -> Path | None:
     """The record of one model, written unless it is there; None while another process scores it. `read` reads the questions."""
     # What decides the score: how the model was trained, and how it is asked.
-    asked = {
-        **records.identity({"task": config["task"]})["task"],
-        **{key: config[key] for key in ("limit", "seed", "which")},
-    }
-    identity = {
-        **scored.config,
-        "task": asked,
-        "trained_on": scored.config.get("task"),
-        "precision": config["precision"],
-    }
+    identity = {**scored.config, "trained_on": scored.config.get("task"), **_how(config)}
     name = f"{scored.choices['method']}-{config_hash(identity)[:10]}-s{scored.seed}"
-    run_id = f"{scored.experiment}/{choices['task']}/{name}"
+    run_id = f"{_experiment(config, choices, scored)}/{choices['task']}/{name}"
     path = Path(config["results_dir"], "runs", f"{run_id}.json")
     with claimed(Path(config["output_dir"], "runs", f"{run_id}.lock")) as mine:
         if path.exists():
@@ -169,6 +163,50 @@ def _one(
             log.info("busy  %s  another process scores %s: left to it, or to a later start", benchmark.label, name)
             return None
     return path
+
+
+def _asked(config: dict, scored: Scored) -> dict:
+    """The config with the precision that the model is scored in."""
+    precision = config["precision"] or scored.config.get("precision", "no")
+    check_device(precision)
+    return config | {"precision": precision}
+
+
+def _how(config: dict) -> dict:
+    """How a model is asked, as it stands in the identity of its score."""
+    task = records.identity({"task": config["task"]})["task"]
+    return {
+        "task": {**task, **{key: config[key] for key in ("limit", "seed", "which")}},
+        "precision": config["precision"],
+    }
+
+
+def _experiment(config: dict, choices: dict, scored: Scored) -> str:
+    """Where the score's record goes. A model that is asked otherwise than configs/ does (a slice, say, or fewer shots) is a
+    trial: its score gets an experiment beside the run's, in which it cannot stand in a cell of the run's table."""
+    if config["experiment"] is not None:
+        return config["experiment"]
+    if config["run"] is None:
+        return scored.experiment
+    folder = records.ROOT / "configs"
+    usual, task = (OmegaConf.to_container(OmegaConf.load(folder / f"{name}.yaml"))
+                   for name in ("instructeval", f"task/{choices['task']}"))  # fmt: skip
+    usual = dict(leaves(_how(_asked({**usual, "task": task}, scored))))
+    changed = {key: value for key, value in leaves(_how(config)) if value != usual.get(key)}
+    if not changed:
+        return scored.experiment
+    short = {f"task.{key}": key for key in ("limit", "seed", "which")}
+    changed = {short.get(key, key): value for key, value in changed.items()}
+    name = trial_name(scored.experiment, changed)
+    _say_trial(" ".join(sorted(f"{key}={value}" for key, value in changed.items())), name)
+    return name
+
+
+@functools.cache  # once, however many models
+def _say_trial(how: str, name: str) -> None:
+    log.info(
+        "trial  %s: records go to experiment=%s, beside those of the run; give experiment=NAME for another", how, name
+    )
 
 
 def _check_inputs(path: Path, read: Callable[[], Questions], scored: Scored) -> None:
@@ -240,7 +278,7 @@ def _models(config: dict, choices: dict) -> Iterator[Scored]:
         yield Scored(
             build=lambda: _untrained(config["backbone"]),
             origin=lambda: build(config["backbone"], "backbone").origin(),
-            experiment=config["experiment"], seed=0, choices=chosen, config=own, init_from=None, at={"epoch": 0, "step": 0},
+            experiment="adhoc", seed=0, choices=chosen, config=own, init_from=None, at={"epoch": 0, "step": 0},
         )  # fmt: skip
         return
     files = export.find(config["run"], config["which"], config["output_dir"])
