@@ -57,14 +57,13 @@ glue-sweep: $(DONE)  ## both papers' Table 2: every missing point (ARGS narrows 
 INSTRUCT ?= melora_table3
 SCORE ?= backbone=llama2_7b backbone.dtype=bfloat16 precision=bf16
 BENCHMARKS = task=mmlu,drop,humaneval,bbh
-instruct-sweep: ARGS ?= precision=bf16 backbone.dtype=bfloat16
-instruct-sweep: $(DONE)  ## train and score a table of INSTRUCTEVAL (INSTRUCT=name, ARGS for training, SCORE for scoring, where HumanEval needs allow_code_execution=true)
+instruct-sweep: $(DONE)  ## train and score a table of INSTRUCTEVAL (INSTRUCT=name, ARGS for training, SCORE for scoring, where HumanEval needs allow_code_execution=true and a slice an experiment=NAME)
 	@failed=0; try() { echo "$$@"; "$$@" || failed=$$?; [ $$failed != 130 ] || exit 130; }; \
 	name=$$($(BIN)/python scripts/status.py --experiment $(INSTRUCT) $(ARGS)) || exit; \
 	try $(BIN)/python scripts/train.py -m table=$(INSTRUCT) $(ARGS); \
 	try $(BIN)/python scripts/instructeval.py -m $(BENCHMARKS) experiment=$$name $(SCORE); \
-	try $(BIN)/python scripts/instructeval.py -m $(BENCHMARKS) run=$$name $(SCORE); \
-	$(BIN)/python scripts/tables.py $(INSTRUCT) $(SCORE) experiment=$$name && exit $$failed
+	try $(BIN)/python scripts/instructeval.py -m $(BENCHMARKS) run=$$name experiment=$$name $(SCORE); \
+	$(BIN)/python scripts/tables.py $(INSTRUCT) experiment=$$name $(SCORE) && exit $$failed
 
 QUICK = results_dir=outputs/instruct_quickstart limit=8 allow_code_execution=true data=local 'data.root=$(DATA)/instruct'
 instruct-quickstart: $(DONE)  ## tune and score SmolLM2 (DATA=DIR with alpaca/*.json and instruct/{mmlu,bbh,drop,humaneval}/)

@@ -20,14 +20,16 @@ from transformers import (
 )
 
 from melora_bench import shapes
-from melora_bench.embedded import minilm_folder, smollm2_folder
-from melora_bench.files import sha256_once
+from melora_bench.embedded import OPTION, minilm_folder, smollm2_folder
+from melora_bench.files import sha256_json, sha256_once
 from melora_bench.hub import hub_snapshot
-from melora_bench.records import options, plain_name
+from melora_bench.records import options
 from melora_bench.streams import pool_rows
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILES = ["*.json", "vocab*", "merges.txt", "tokenizer*", "*.model", "*.safetensors"]
+TOKENIZER = ("tokenizer*", "*tokens*.json", "vocab*", "merges.txt")  # what AutoTokenizer reads, beside the config
+WRITER = {"transformers_version", "_name_or_path"}  # keys of a config that say who wrote it, and from what
 # A model's folder is data: nothing is fetched for it, and no code in it is run.
 AS_DATA = {"local_files_only": True, "trust_remote_code": False}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -117,23 +119,43 @@ class Backbone:
             raise ValueError(f"backbone {self.name}: {folder} does not load ({str(error).splitlines()[0]})") from error
 
     def origin(self) -> dict:
-        """What the record says of the weights: the hub's commit, if they came from it, and their sha256 (of several
-        files, the sha256 of their joined hashes). Raises ValueError as `weight_files` does.
+        """What the record says of the checkpoint: the hub's commit, if it came from there, and the sha256 of its weights, its
+        config and its tokenizer's files (of several files, the sha256 of their joined hashes). Raises ValueError as
+        `weight_files` does, and for a config that is no JSON.
 
-        Weights in a folder of the user's are called by the folder's name, unless they were given a name of their own:
-        nothing says that they are those which configs/backbone describes.
+        Weights in a folder of the user's that were given no name of their own have the name of the public ones that they
+        are, or else of their sha256: nothing says that they are those which configs/backbone describes.
         """
         folder, commit = self.folder
-        hashes = [sha256_once(path) for path in weight_files(folder)]
-        sha256 = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+        of_files = {
+            "sha256": _joined(weight_files(folder)),
+            "config_sha256": config_sha256(folder),
+            "tokenizer_sha256": _joined(sorted({path for pattern in TOKENIZER for path in folder.glob(pattern)})),
+        }
         if not self.path:
-            return {"name": self.name, "repo": self.repo, "commit": commit, "sha256": sha256}
-        local = f"local-{plain_name(folder.resolve().name)}" if self.name in options("backbone") else self.name
-        return {"name": local, "repo": None, "commit": None, "sha256": sha256}
+            return {"name": self.name, "repo": self.repo, "commit": commit, **of_files}
+        known = OPTION.get(of_files["sha256"], f"local-{of_files['sha256'][:10]}")
+        name = known if self.name in options("backbone") else self.name
+        return {"name": name, "repo": None, "commit": None, **of_files}
+
+
+def _joined(paths: list[Path]) -> str:
+    """The sha256 of one file, or of several files' joined hashes."""
+    hashes = [sha256_once(path) for path in paths]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def config_sha256(folder: Path) -> str:
+    """Of what config.json says, but for who wrote it. Raises ValueError for a file that is no JSON object."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return sha256_json({key: value for key, value in config.items() if key not in WRITER})
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{folder} holds no config.json that is a JSON object ({error})") from error
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that `load` reads weights from, and `origin` hashes: model.safetensors, or an index and its shards.
+    """The files that `load` reads weights from, and `origin` hashes: model.safetensors, or the shards that an index names.
 
     Raises ValueError for a folder without them, an index that names anything but files beside it, and a folder that is
     an adapter too, which transformers would load on top of the weights, or instead of them.
@@ -156,7 +178,7 @@ def weight_files(folder: Path) -> list[Path]:
             raise ValueError(f"{folder / INDEX} names {name!r}, which is no .safetensors file beside it")
     if not shards:
         raise ValueError(f"{folder / INDEX} names no file of weights")
-    return [folder / INDEX, *(folder / name for name in shards)]
+    return [folder / name for name in shards]
 
 
 def check_device(precision: str) -> None:

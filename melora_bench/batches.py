@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +81,7 @@ def tokenise(tokenizer, columns: list[list[str]], labels: np.ndarray, max_length
         if "token_type_ids" in encoded:
             arrays["types"] = np.concatenate(encoded["token_type_ids"]).astype(np.uint8)
         _store(place, arrays)
-    return Split(types=arrays.pop("types", None), **arrays, labels=labels, pad_id=pad_id(tokenizer))
+    return Split(types=arrays.pop("types", None), **arrays, labels=labels, pad_id=pad_id(tokenizer, arrays["ids"]))
 
 
 def _stored(place: tuple[str, str], rows: int) -> dict[str, np.ndarray] | None:
@@ -115,14 +115,12 @@ def _store(place: tuple[str, str], arrays: dict[str, np.ndarray]) -> None:
         warn_once(f"no tokens are kept for the next run: the cache, $MELORA_BENCH_CACHE, cannot be written ({why})")
 
 
-def pad_id(tokenizer) -> int:
-    """The padding token's id, or where there is none the end's: padding is masked, so any will do."""
-    found = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    if found is None:
-        raise ValueError(
-            f"the tokenizer of {tokenizer.name_or_path} has neither a padding nor an end token: give it one"
-        )
-    return found
+def pad_id(tokenizer, ids: Sequence[int]) -> int:
+    """What fills up the rows that hold `ids`: the padding token or, without one, the end token. An id above all of theirs may
+    lie outside the model's embedding: padding is masked, so the first of theirs then does as well."""
+    highest = np.max(ids, initial=0)
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((id for id in known if id is not None and id <= highest), int(ids[0]) if len(ids) else 0)
 
 
 def epoch_order(lengths: np.ndarray, *, seed: int, epoch: int, batch_size: int, bucket: int) -> list[np.ndarray]:

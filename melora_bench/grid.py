@@ -2,8 +2,11 @@
 
 import itertools
 
+from omegaconf.errors import OmegaConfBaseException
+
 from melora_bench.files import home, sha256_json
-from melora_bench.records import NOT_IDENTITY, PATHS, plain_name
+from melora_bench.points import GROUPS, Point, compose_run
+from melora_bench.records import NOT_IDENTITY, PATHS, config_hash, plain_name
 
 # Overrides that leave a record comparable with its table's others: which copy of the data is read, and on which backbone.
 SAME_TABLE = NOT_IDENTITY | {"data", "backbone", *(".".join(path) for path in PATHS)}
@@ -66,17 +69,43 @@ def experiment(grid: dict, overrides: list[str]) -> tuple[str, list[str]]:
     """(name, trial): the experiment of a table's runs under these overrides, and those overrides that make them a trial.
 
     A trial's points are other points than the table's (other epochs, say, or fewer rows), so its records get an experiment
-    of their own, in which they cannot stand in a cell of the table. `experiment=NAME` has the last word.
+    of their own, in which they cannot stand in a cell of the table. Its name tells no path. `experiment=NAME` has the last
+    word. Raises what Hydra does for overrides that it does not take.
     """
     given = dict(override.partition("=")[::2] for override in overrides)
     if "experiment" in given:
         return given["experiment"], []
     same = SAME_TABLE | selecting(grid["table"])
-    trial = sorted(f"{key}={value}" for key, value in given.items() if key not in same and not key.startswith("hydra"))
-    if not trial:
+    changed = {key: value for key, value in given.items() if key not in same and not key.startswith("hydra")}
+    if not changed or _same_points(grid, overrides, changed):
         return grid["experiment"], []
-    name = "-".join([grid["experiment"], *(plain_name(override) for override in trial)])
-    return name if len(name) <= NAME_LENGTH else f"{name[:NAME_LENGTH]}-{sha256_json(trial)[:8]}", trial
+    return trial_name(grid["experiment"], changed), sorted(f"{key}={value}" for key, value in changed.items())
+
+
+def trial_name(own: str, changed: dict[str, object]) -> str:
+    """The name of a trial's experiment beside the experiment `own`, from the values that make it one. What may be a path
+    stands there as a hash."""
+    texts = {key: str(value) for key, value in changed.items()}
+    hidden = {key for key, value in texts.items() if "/" in value and key not in GROUPS}
+    shown = sorted(f"{key}-{sha256_json(value)[:8] if key in hidden else value}" for key, value in texts.items())
+    name = "-".join([own, *map(plain_name, shown)])
+    return name if len(name) <= NAME_LENGTH else f"{name[:NAME_LENGTH]}-{sha256_json(sorted(texts.items()))[:8]}"
+
+
+def _same_points(grid: dict, overrides: list[str], changed: dict[str, str]) -> bool:
+    """Whether the overrides `changed` leave every point that is selected the point that it is without them."""
+    composed = [override for override in overrides if not override.startswith(("hydra", "table="))]
+    kept = [override for override in composed if override.partition("=")[0] not in changed]
+    try:
+        pairs = zip(*(points(grid["table"], each) for each in (composed, kept)), strict=True)
+        return all(_hash(grid, job) == _hash(grid, own) for job, own in pairs if job != own)
+    except (ValueError, OmegaConfBaseException):  # no point, or one that cannot be: refused where it is run
+        return False
+
+
+def _hash(grid: dict, job: list[str]) -> str:
+    """The table's own experiment has the table's name."""
+    return config_hash(Point.of(*compose_run([f"table={grid['experiment']}", *job])).identity)
 
 
 def own_experiment(grid: dict, overrides: list[str]) -> str:

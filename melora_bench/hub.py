@@ -17,6 +17,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from melora_bench.fetching import may_fetch
+
 # What the library lets through: of httpx, the file system, hf_xet (chunked storage), and an answer that is no hub's.
 FAILURES = (HTTPError, OSError, RuntimeError, ValueError, KeyError, AssertionError)
 WAITS = (1, 4)  # seconds before another try after a failure that may pass
@@ -27,20 +29,26 @@ LEFT_OUT = {"model": ["*/*"], "dataset": None}
 def hub_snapshot(repo: str, revision: str | None, *, kind: str, patterns: list[str], offline: str) -> tuple[Path, str]:
     """Download (or find in the hub's own cache) the files of a hub repository that match `patterns`.
 
-    Returns the folder and the commit that `revision` resolved to. When the hub does not answer, the cached commit of
-    `revision` stands in for it. Raises ValueError with the reason and the remedy, which is `offline` where the network is
-    the reason.
+    Returns the folder and the commit that `revision` resolved to. When the hub does not answer, or is not to be asked
+    (`fetching`), the cached commit of `revision` stands in for it. Raises ValueError with the reason and the remedy, which is
+    `offline` where the network is the reason.
     """
+    ask = may_fetch()
     hooks = huggingface_hub.get_session().event_hooks["request"]
     if _bounded not in hooks:
         hooks.append(_bounded)
     for wait in (*WAITS, None):
         try:
             folder = huggingface_hub.snapshot_download(
-                repo, revision=revision, repo_type=kind, allow_patterns=patterns, ignore_patterns=LEFT_OUT[kind]
-            )
+                repo, revision=revision, repo_type=kind, allow_patterns=patterns, ignore_patterns=LEFT_OUT[kind],
+                local_files_only=not ask,
+            )  # fmt: skip
             return Path(folder), Path(folder).name
         except FAILURES as error:
+            if not ask:
+                raise ValueError(
+                    f"{repo} at {revision or 'main'!r} is not in the cache {constants.HF_HUB_CACHE}"
+                ) from error
             cause = (isinstance(error, LocalEntryNotFoundError) and error.__cause__) or error
             if wait is None or not _may_pass(cause):
                 page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repo}"

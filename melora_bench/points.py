@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
@@ -34,9 +35,15 @@ OR_NULL = {"max_train_rows", "max_eval_rows", "max_steps", "eval_steps"}
 
 
 def compose_run(overrides: list[str]) -> tuple[DictConfig, dict]:
-    """The config of a command line as scripts/train.py sees it, and the options of its groups."""
-    with initialize_config_dir(str(records.ROOT / "configs"), version_base="1.3"):
-        cfg = compose("train", [*map(home, overrides)], return_hydra_config=True)
+    """The config of a command line as scripts/train.py sees it, and the options of its groups; inside a command of Hydra's
+    too."""
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(records.ROOT / "configs"), version_base="1.3"):
+            cfg = compose("train", [*map(home, overrides)], return_hydra_config=True)
+    finally:
+        GlobalHydra.instance().hydra = outer
     return OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), dict(cfg.hydra.runtime.choices)
 
 
@@ -56,6 +63,7 @@ class Point:
     config: dict
     choices: dict  # the options of the config groups
     name: str  # <method>-<hash>: unique among the points of a task
+    table: str | None  # whose grid it is composed with, and whose own experiment is called so
 
     @classmethod
     def of(cls, cfg: DictConfig, choices: dict) -> "Point":
@@ -90,7 +98,7 @@ class Point:
         records.check_experiment(config["experiment"])
         if config["precision"] not in ("no", "bf16", "fp16"):
             raise ValueError(f"precision={config['precision']!r} is unknown: use no, bf16 or fp16")
-        choices = {group: choices[group] for group in GROUPS}
+        table, choices = choices.get("table"), {group: choices[group] for group in GROUPS}
         for group, choice in choices.items():
             if choice is not None and not names(choice):
                 raise ValueError(f"{group}={choice!r} must be a name of letters, digits, '_', '-' and '.'")
@@ -101,7 +109,7 @@ class Point:
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{key}={value} must be a finite number")
         digest = records.config_hash(records.identity(config))
-        return cls(config=config, choices=choices, name=f"{choices['method']}-{digest[:10]}")
+        return cls(config=config, choices=choices, name=f"{choices['method']}-{digest[:10]}", table=table)
 
     @property
     def identity(self) -> dict:

@@ -82,9 +82,9 @@ class RunRecord:
     config: dict  # the full resolved config, taken before training, without paths and seeds
     git: dict  # commit, dirty
     env: dict  # python, torch, ..., device, processes, precision
-    model: dict  # name, repo, commit, sha256
+    model: dict  # name, repo, commit, sha256 of weights, config_sha256, tokenizer_sha256 (in older records, of weights alone)
     data: dict  # {split: rows, sha256 and origin; null for a split that was missing}
-    init_from: dict | None  # source and sha256 of the adapter that training started from
+    init_from: dict | None  # source and sha256 of the adapter that training started from; of PEFT's, config_sha256
     params: dict  # trainable numbers of one seed: total, adapter, head
     metric: str  # the metric that selects
     epochs: list[dict]  # epoch, step, train_loss, penalty, lr, metrics, halves, train_seconds, eval_seconds, report
@@ -139,9 +139,9 @@ SHAPE = {
     "config": {"backbone": {"seen": [text]}},
     "git": {"commit": (None, text), "dirty": (None, flag)},
     "env": {"device": text, "precision": text},
-    "model": {"name": name, "sha256": text},
+    "model": {"name": name, "sha256": text, "config_sha256?": text, "tokenizer_sha256?": text},
     "data": {str: (None, _READ)},
-    "init_from": (None, {"source": text, "sha256": text, "run_id": (None, text)}),
+    "init_from": (None, {"source": text, "sha256": text, "run_id": (None, text), "config_sha256?": text}),
     "params": {"total": count, "adapter": count, "head": count},
     "metric": name,
     "epochs": [_ENTRY, ...],

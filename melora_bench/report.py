@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -11,27 +12,42 @@ from melora_bench.files import write_text
 from melora_bench.layout import block, estimates, heading, judged, seen_note, seen_tasks
 from melora_bench.markdown import footer
 from melora_bench.records import ROOT, RunRecord
-from melora_bench.tables import Assembled, assemble, experiments, with_numbers
+from melora_bench.tables import Assembled, assemble, experiments, load_grid
 
+log = logging.getLogger(__name__)
 TEMPLATE = Path(__file__).with_suffix(".html")
 
 
 def write(results_dir: str | None = None) -> Path:
     """Write <results_dir>/report.html from the records and figures there. Raises ValueError without that folder, and for a
-    bad record."""
+    bad record of a table's own experiment; another experiment, such as a trial, is left out then, which the page says."""
     results = Path(results_dir or ROOT / "results")
     if not results.is_dir():
         raise ValueError(f"{results} is no folder: name the results_dir of finished runs")
     names = sorted(records.options("table"))
-    tables = {experiment: it for name in with_numbers(names, results) for experiment in experiments(name, results)
-              if (it := assemble(name, str(results), experiment)).cells}  # fmt: skip
-    found = [record for folder in sorted((results / "runs").glob("*")) if folder.name != "adhoc"
-             for record in records.load_all(results, folder.name)]  # fmt: skip
+    own, left_out = {load_grid(name)["experiment"] for name in names}, []
+    found: list[RunRecord] = []
+    tables: dict[str, Assembled] = {}
+    of_table = {experiment: name for name in names for experiment in experiments(name, results)}
+    for experiment in sorted(path.name for path in (results / "runs").glob("*") if path.name != "adhoc"):
+        try:
+            it = assemble(of_table[experiment], str(results), experiment) if experiment in of_table else None
+            found += records.load_all(results, experiment)
+        except ValueError as error:
+            if experiment in own:
+                raise
+            left_out.append(experiment)
+            log.warning("%s is left out: %s", experiment, error)
+            continue
+        if it and it.cells:
+            tables[experiment] = it
     backbones = sorted({record.model["name"] for record in found})
     summary = (
         f"{len(found)} runs on {', '.join(backbones) or 'no backbone'}, in {len(tables)} tables. Scores are percentages (a "
         "loss is itself), mean ± sd over seeds. Click a column to sort, a run to see its config, curve and environment."
     )
+    if left_out:
+        summary += f" Left out, as they cannot be read or shown: {', '.join(left_out)}."
     links = {name: it.table["title"] for name, it in tables.items()} | {"found": "What we found", "runs-all": "Runs"}
     parts = {
         "summary": html.escape(summary),

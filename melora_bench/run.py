@@ -21,7 +21,7 @@ from melora_bench import checkpoints, records
 from melora_bench.backbones import check_device, check_dtype
 from melora_bench.batches import TrainBatches
 from melora_bench.files import probe, reason, write_text
-from melora_bench.inputs import difference, named, refusals
+from melora_bench.inputs import difference, of_data, of_model, of_start, refusals
 from melora_bench.methods.dropout import replace_dropouts
 from melora_bench.points import Point, build
 from melora_bench.processes import agreed, count, is_main
@@ -45,9 +45,12 @@ class RunError(CompactHydraException):
 def run(cfg: DictConfig, choices: dict) -> list[Path]:
     """Train the seeds of one point that have no record yet; returns the records written.
 
-    Raises RunError, after logging the one line and writing it to error.txt among the run's outputs.
+    Raises RunError, once the other seeds are done, for seeds that failed or whose record is that of another run. Each has
+    its one line, logged, and where it failed in training also in error.txt among its outputs.
     """
-    point = None
+    paths: list[Path] = []
+    lines: list[str] = []
+    point, seeds = None, []
     try:
         point = Point.of(cfg, choices)
         with contextlib.ExitStack() as stack:
@@ -61,14 +64,15 @@ def run(cfg: DictConfig, choices: dict) -> list[Path]:
             done = [seed for seed in point.config["seeds"] if seed not in todo]
             about = f"{point.choices['task']} {point.name}"
             if done and is_main():
-                if refused := refusals(point, done):
-                    raise ValueError(next(iter(refused.values())))
-                log.info("skip  %s  seeds %s are recorded: %s", about, done, point.record(done[0]))
+                refused = refusals(point, done)
+                lines += [_failed(point, [], ValueError(why)) for why in refused.values()]
+                if kept := [seed for seed in done if seed not in refused]:
+                    log.info("skip  %s  seeds %s are recorded: %s", about, kept, point.record(kept[0]))
             if todo and not mine:
                 log.info(
                     "busy  %s  another process holds it: seeds %s are left to it, or to a later start", about, todo
                 )
-            paths, failures, packs = [], [], point.packs(todo) if mine else []
+            packs = point.packs(todo) if mine else []
             if packs:
                 log.info("train  %s  seeds %s  %s", about, todo, point.recipe)
             while packs:
@@ -78,35 +82,43 @@ def run(cfg: DictConfig, choices: dict) -> list[Path]:
                 try:
                     paths += PackedRun(point, seeds).execute()
                 except ValueError as error:  # the seeds of another pack are none the worse for it
-                    failures.append(error.with_traceback(None))
+                    lines.append(_failed(point, seeds, error))
                 except torch.OutOfMemoryError as error:
                     if len(seeds) == 1 or resumed or count() > 1:
-                        failures, packs = [*failures, error.with_traceback(None)], []
+                        lines.append(_failed(point, seeds, error))
+                        packs = []
                     else:
                         half = -(-len(seeds) // 2)
                         checkpoint.unlink(missing_ok=True)
                         packs = [seeds[:half], seeds[half:], *packs]
                         log.warning("waves  %s  %d seeds side by side are too many for the device's memory: %s", about,
                                     len(seeds), " then ".join(map(str, packs)))  # fmt: skip
-            if failures:
-                raise failures[0]
-            return paths
+            seeds = []
     except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            error = ValueError("the device is out of memory at batch_size={batch_size}, eval_batch_size={eval_batch_size}: in "
-                               "training raise accumulation, in evaluation lower eval_batch_size, or give fewer seeds; the "
-                               "next start goes on from the last evaluation's checkpoint, if there was one"
-                               .format(**point.config))  # fmt: skip
-        line = _one_line(error)
-        log.error("error: %s", line)
-        if point and is_main():
-            with contextlib.suppress(OSError):  # the disk may be what failed
-                for seed in point.todo():
-                    write_text(point.output(seed) / "error.txt", f"{line}\n\n{traceback.format_exc()}")
-    # Outside the except block: a sweep keeps the exception, which must not keep the failed run's model alive.
-    if count() > 1:
+        lines.append(_failed(point, seeds, error))
+    # Outside the except blocks: a sweep keeps the exception, which must not keep the failed run's model alive.
+    if lines and count() > 1:
         os._exit(1)  # the other processes wait for this one: their launcher ends them
-    raise RunError(f"error: {line}")
+    if lines:
+        raise RunError(f"error: {lines[0]}")
+    return paths
+
+
+def _failed(point: Point | None, seeds: list[int], error: Exception) -> str:
+    """The one line of an error, logged, and written to error.txt of those of its seeds that have no record."""
+    if isinstance(error, torch.OutOfMemoryError):
+        error = ValueError("the device is out of memory at batch_size={batch_size}, eval_batch_size={eval_batch_size}: in "
+                           "training raise accumulation, in evaluation lower eval_batch_size, or give fewer seeds; the "
+                           "next start goes on from the last evaluation's checkpoint, if there was one"
+                           .format(**point.config))  # fmt: skip
+    line = _one_line(error)
+    log.error("error: %s", line)
+    if is_main():
+        with contextlib.suppress(OSError):  # the disk may be what failed
+            for seed in seeds:
+                if not point.record(seed):
+                    write_text(point.output(seed) / "error.txt", f"{line}\n\n{traceback.format_exc()}")
+    return line
 
 
 def load_task(config: dict, backbone) -> tuple[object, dict]:
@@ -244,14 +256,14 @@ class PackedRun:
     def _run(self) -> dict:
         """What a checkpoint must agree about with the run that goes on from it."""
         data = {split: part and part["sha256"] for split, part in self.data.items()}
-        starts = {f"start of seed {seed}": start and start["sha256"]
-                  for seed, start in zip(self.seeds, self.starts, strict=True)}  # fmt: skip
+        starts = {f"{key} of seed {seed}": sha256 for seed, start in zip(self.seeds, self.starts, strict=True)
+                  for key, sha256 in of_start(start).items()}  # fmt: skip
         whole = {
             "config": records.config_hash(self.point.identity),
             "seeds": self.seeds,
             "steps": self.trainer.schedule.total,
         }
-        return whole | named(data, self.origin["sha256"], None) | starts
+        return whole | of_data(data) | of_model(self.origin) | starts
 
     @functools.cached_property
     def _part(self) -> dict:

@@ -1,16 +1,18 @@
 """Where training starts when it does not start afresh: at an earlier run's adapters, or at a PEFT LoRA adapter's update."""
 
 import json
+import logging
 from pathlib import Path
 
 from torch import nn
 
 from melora_bench.checkpoints import about, account, load_tensors, read_tensors
-from melora_bench.files import sha256_file
+from melora_bench.files import sha256_file, sha256_once
 from melora_bench.methods.base import AdapterLayer, Method
 from melora_bench.methods.interchange import from_peft
 from melora_bench.points import Point
 
+log = logging.getLogger(__name__)
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -32,11 +34,17 @@ def start_file(point: Point, seed: int) -> Path | None:
                      "with an adapter of each seed, its folder, or a PEFT LoRA adapter's")  # fmt: skip
 
 
+def fingerprint(path: Path) -> dict:
+    """The sha256 of an adapter file and, of PEFT's, that of the config which says how to read it (rank, alpha, ..)."""
+    config = {"config_sha256": sha256_file(path.with_name(PEFT_CONFIG))} if path.name == PEFT_WEIGHTS else {}
+    return {"sha256": sha256_once(path), **config}
+
+
 def load_start(point: Point, seed: int, replica: int, model: nn.Module, method: Method, head: str) -> dict | None:
     """Put one seed's start into its replica. The head stays fresh, as its classes may differ.
 
-    Returns {"source", "sha256", "run_id"} for the record, None without `init_from`. Raises ValueError as `start_file`
-    does, and for adapters that do not fit.
+    Returns {"source", "run_id"} and its `fingerprint` for the record, None without `init_from`. Raises ValueError as
+    `start_file` does, and for adapters that do not fit.
     """
     path = start_file(point, seed)
     if path is None:
@@ -49,7 +57,7 @@ def load_start(point: Point, seed: int, replica: int, model: nn.Module, method: 
             run_id = _load_adapter(model, head, replica, path)
     except ValueError as error:
         raise ValueError(f"init_from: {error}") from error
-    return {"source": point.config["init_from"], "sha256": sha256_file(path), "run_id": run_id}
+    return {"source": point.config["init_from"], "run_id": run_id, **fingerprint(path)}
 
 
 def _load_adapter(model: nn.Module, head: str, replica: int, path: Path) -> str | None:
@@ -77,16 +85,29 @@ def load_peft(layers: dict[str, AdapterLayer], head: str, replica: int, folder: 
 
 
 def _earlier_run(point: Point, source: str, seed: int) -> Path:
-    """The outputs of <experiment>/<task>/<method>-<hash>, or of this experiment's run of a task alike in method,
-    backbone and precision. Raises ValueError unless there is exactly one."""
-    runs, own = Path(point.config["output_dir"], "runs"), point.identity
+    """The outputs of <experiment>/<task>/<method>-<hash>, or of the run of a task alike in method, backbone and precision: this
+    experiment's, or else that of the table's own. Raises ValueError unless there is exactly one."""
+    runs = Path(point.config["output_dir"], "runs")
     if "/" in source:
         return runs / f"{source}-s{seed}"
-    place = f"{point.config['experiment']}/{source}/{point.choices['method']}-*-s{seed}"
-    configs = {path.parent: account(path)["config"] for path in sorted(runs.glob(f"{place}/last.safetensors"))}
-    keys = ("method", "backbone", "precision")
-    alike = [folder for folder, config in configs.items() if all(config.get(key) == own[key] for key in keys)]
+    places = [f"{experiment}/{source}/{point.choices['method']}-*-s{seed}"
+              for experiment in dict.fromkeys((point.config["experiment"], point.table)) if experiment]  # fmt: skip
+    alike = next(filter(None, (_alike(point, runs, place) for place in places)), [])
     if len(alike) != 1:
-        raise ValueError(f"init_from={source}: {len(alike)} runs {place} of this method, backbone and precision are in "
-                         f"{runs}, not one: train task={source} first, or name a run or a folder")  # fmt: skip
+        raise ValueError(f"init_from={source}: {len(alike)} runs {' or '.join(places)} of this method, backbone and precision "
+                         f"are in {runs}, not one: train task={source} first, or name a run or a folder")  # fmt: skip
     return alike[0]
+
+
+def _alike(point: Point, runs: Path, place: str) -> list[Path]:
+    """The folders of `place` whose run has the point's method, backbone and precision; one that cannot be read is passed."""
+    found, own = [], point.identity
+    for path in sorted(runs.glob(f"{place}/last.safetensors")):
+        try:
+            config = account(path)["config"]
+        except ValueError as error:
+            log.warning("pass  %s", error)
+            continue
+        if all(config.get(key) == own[key] for key in ("method", "backbone", "precision")):
+            found.append(path.parent)
+    return found

@@ -16,7 +16,8 @@ from melora_bench.grid import as_list, reference
 from melora_bench.latex import latex
 from melora_bench.layout import any_record
 from melora_bench.markdown import markdown
-from melora_bench.records import ROOT, RunRecord
+from melora_bench.notices import warn_once
+from melora_bench.records import ROOT, RunRecord, config_hash
 from melora_bench.shapes import leaves
 
 BACKBONE = "roberta_base"  # the papers', where a table names no other
@@ -43,9 +44,8 @@ def with_numbers(names: list[str], results_dir: str | None = None) -> list[str]:
 
 def experiments(name: str, results_dir: str | Path) -> list[str]:
     """The experiments that hold records of a table's points: its own first, then those of trials (`grid.experiment`)."""
-    own = load_grid(name)["experiment"]
-    trials = sorted(path.name for path in (Path(results_dir) / "runs").glob(f"{glob.escape(own)}-*"))
-    return [own, *trials]
+    own, runs = load_grid(name)["experiment"], Path(results_dir) / "runs"
+    return [path.name for path in (runs / own, *sorted(runs.glob(f"{glob.escape(own)}-*"))) if path.is_dir()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,8 @@ def collect(table: dict, found: list[RunRecord], results: Path) -> Cells:
     """The records by cell; those of no row or task of the table are left out. One of a row with a backbone of its own
     stands among the table's.
 
-    Raises ValueError when two configs or weights claim one cell, or two data sets one task.
+    Raises ValueError when two configs or weights claim one cell, or two data sets one task. Where the same data came from, a
+    hub or a folder, does not matter.
     """
     cells: Cells = {}
     claims: dict[tuple, tuple] = {}
@@ -123,15 +124,18 @@ def collect(table: dict, found: list[RunRecord], results: Path) -> Cells:
         backbone = table.get("backbone", BACKBONE) if own else record.model["name"]
         for number, row in own or rows:
             value = str(lookup(record, row["over"])) if "over" in row else ""
-            data = tuple(part and tuple(part["sha256"]) for part in record.data.values())
-            cell = f"one cell ({row['label']}, {task})"
-            for claim, key, what in (((record.config_hash, record.model["sha256"]), (backbone, number, task, value), cell),
-                                     (data, (backbone, task), f"the data of {task}")):  # fmt: skip
+            run, cell = (config_hash(_asked(record)), record.model["sha256"]), f"one cell ({row['label']}, {task})"
+            for claim, key, what in ((run, (backbone, number, task, value), cell),
+                                     (_data(record), (backbone, task), f"the data of {task}")):  # fmt: skip
                 other, first = claims.setdefault(key, (claim, record))
                 if other != claim:
                     raise ValueError(f"{record.path(results)} and {first.path(results)} disagree on {what}: they differ in "
                                      f"{_differing(record, first)}; run one under another experiment=NAME")  # fmt: skip
-            cells.setdefault((backbone, number, task), {}).setdefault(value, {})[record.seed] = record
+            by_seed = cells.setdefault((backbone, number, task), {}).setdefault(value, {})
+            first = by_seed.setdefault(record.seed, record)
+            if first is not record:
+                warn_once(f"{record.path(results)} is the same run on the same data as {first.path(results)}, from elsewhere: "
+                          "the table shows the latter")  # fmt: skip
     return cells
 
 
@@ -284,9 +288,20 @@ def _line(about: dict, runs: Runs, found: dict[str, Score], cell: published.Cell
     return line | {"scores": found, "sure": {}}
 
 
+def _data(record: RunRecord) -> tuple:
+    """The sha256 of each split's files."""
+    return tuple(part and tuple(part["sha256"]) for part in record.data.values())
+
+
+def _asked(record: RunRecord) -> dict:
+    """The config without where the data came from, as their sha256 say what they are. Those of a score are the questions': of
+    what its model was trained on the config alone speaks."""
+    return record.config if "trained_on" in record.config else {**record.config, "data": {}}
+
+
 def _differing(one: RunRecord, other: RunRecord) -> str:
     """The config keys in which two records differ, with both values; else weights or data."""
-    a, b = dict(leaves(one.config)), dict(leaves(other.config))
+    a, b = dict(leaves(_asked(one))), dict(leaves(_asked(other)))
     keys = [f"{key} ({a.get(key)} and {b.get(key)})" for key in sorted(a | b) if a.get(key) != b.get(key)]
     return ", ".join(keys[:5]) + ", .." * (len(keys) > 5) if keys else "weights or data"
 

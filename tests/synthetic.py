@@ -19,16 +19,17 @@ def yaml(name: str) -> dict:
 def record(
     *, method="lora", n=None, r=8, task="mrpc", seed=0, curve=(0.8, 0.9), halves=None, experiment="mplora_table2",
     recipe=None, backbone="roberta_base", weights="a" * 64, data="b" * 64, seeds=(0, 1, 2), dirty=False, adapter=294912,
-    seen=(), own=(), **config,
+    seen=(), own=(), own_data=None, **config,
 ) -> RunRecord:  # fmt: skip
     """One seed of one run. curve: the metric per epoch; halves: (first half, second half) per epoch, by default equal to
-    the curve; `own` overrides the method's keys, `config` the top-level keys of the recipe's config."""
+    the curve; `own` overrides the method's keys, `own_data` are those of the data's source, `config` overrides
+    the top-level keys of the recipe's config."""
     metric, recipe = METRIC.get(task, "accuracy"), recipe or f"mplora/{task}"
     given = {"r": r, "n": n, "target_modules": ["query", "value"], **dict(own)}
     own = {key: given.get(key, value) for key, value in yaml(f"method/{method}").items()}
     place = {"name": backbone, "seen": list(seen)}
     full = yaml("train") | {"precision": "no"} | yaml(f"recipe/{recipe}")
-    full |= {"method": own, "task": yaml(f"task/{task}"), "backbone": place, "data": {}} | config
+    full |= {"method": own, "task": yaml(f"task/{task}"), "backbone": place, "data": own_data or {}} | config
     epochs = [
         {"epoch": number, "step": 10 * number, "lr": 1e-4, "train_loss": 0.5, "penalty": 0.0, "metrics": {metric: value},
          "halves": [{metric: half} for half in both], "train_seconds": 2.0, "eval_seconds": 1.0, "report": {}}

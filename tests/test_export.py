@@ -488,7 +488,9 @@ def test_other_backbone_weights(long, refused, tiny_roberta, tmp_path, monkeypat
     tensors = load_file(other / "model.safetensors")
     next(iter(tensors.values())).view(-1)[0] += 1e-3
     save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
-    refused(r"was trained on other weights than .*other holds", run=long[0].run_id, **{"backbone.path": other})
+    refused(
+        r"was trained on another backbone than .*other holds .weights: ", run=long[0].run_id, **{"backbone.path": other}
+    )
     refused(r"holds no config\.json", run=long[0].run_id, **{"backbone.path": tmp_path})
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     refused(r"cannot fetch FacebookAI/roberta-base", run=long[0].run_id, **{"backbone.path": None})

@@ -22,8 +22,9 @@ from safetensors.torch import load_file, save_file
 from melora_bench import checkpoints, records
 from melora_bench.backbones import Encoder, weight_files
 from melora_bench.checkpoints import load_checkpoint, save_checkpoint
+from melora_bench.embedded import OPTION, PUBLIC
 from melora_bench.files import sha256_file
-from melora_bench.records import ROOT, config_hash
+from melora_bench.records import ROOT, config_hash, options
 from melora_bench.run import RunError
 
 
@@ -276,14 +277,18 @@ def sharded(folder, names: list[str], index: object = None) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def test_shards_are_hashed_with_their_index_and_loaded(folder):
+def test_shards_are_hashed_in_the_order_of_their_names_and_loaded(folder):
+    """The index only names them: written anew, with other totals, the weights are the same."""
     names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     whole = encoder(folder).model(2).state_dict()
     sharded(folder, names)
-    assert [path.name for path in weight_files(folder)] == ["model.safetensors.index.json", *names]
+    assert [path.name for path in weight_files(folder)] == names
     here = encoder(folder).model(2).state_dict()
     assert all(torch.equal(here[key], value) for key, value in whole.items() if not key.startswith("classifier"))
     before = encoder(folder).origin()["sha256"]
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"metadata": {"total_size": 1}}))
+    assert encoder(folder).origin()["sha256"] == before
     tensors = load_file(folder / names[1])
     next(iter(tensors.values())).view(-1)[0] += 1
     save_file(tensors, folder / names[1], metadata={"format": "pt"})
@@ -301,16 +306,21 @@ def test_an_index_that_names_other_places(index, folder, refused):
     (folder.parent / "other.safetensors").unlink()
 
 
-def test_weights_of_a_folder_have_a_name_of_their_own(folder):
-    """They are not tabled as what configs/backbone describes."""
+def test_weights_of_a_folder_have_a_name_of_their_own(folder, monkeypatch):
+    """They are not tabled as what configs/backbone describes, unless they are the public ones, to the byte. The same weights
+    have one name, and others another, wherever they lie."""
     fields = vars(encoder(folder)) | {"name": "roberta_base", "repo": "FacebookAI/roberta-base"}
-    assert Encoder(**fields).origin() | {"sha256": ""} == {
-        "name": "local-model",
-        "repo": None,
-        "commit": None,
-        "sha256": "",
-    }
+    digest = sha256_file(folder / "model.safetensors")
+    local = {"name": f"local-{digest[:10]}", "repo": None, "commit": None, "sha256": digest}
+    assert Encoder(**fields).origin().items() >= local.items()
     assert encoder(folder).origin()["name"] == "tiny"
+    monkeypatch.setitem(OPTION, digest, "roberta_base")
+    assert Encoder(**fields).origin()["name"] == "roberta_base"
+    assert encoder(folder).origin()["name"] == "tiny"
+
+
+def test_the_names_of_public_weights_are_options():
+    assert set(OPTION.values()) <= options("backbone") and PUBLIC.keys() <= OPTION.keys()
 
 
 # ---- checkpoints

@@ -115,9 +115,12 @@ def test_nothing_left_is_refused_with_what_there_is(overrides, message):
     [], ["seeds=[0,1]"], ["task=mrpc", "method=lora"], ["method.n=4"], ["data=local", "data.root=/x"], ["backbone=minilm"],
     ["backbone.path=/x"], ["results_dir=/x", "output_dir=/y", "tracker=wandb", "shard=true", "compile=true"],
     ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], ["experiment=mine", "epochs=1"],
+    ["precision=no", "task=mrpc", "method=lora"], ["lr=0.0004", "weight_decay=1e-1", "task=mrpc,rte", "method=lora,adalora"],
+    ["recipe=mplora/mrpc", "task=mrpc", "method=lora", "data.revision=main", "hydra.mode=RUN", "table=mplora_table2"],
 ])  # fmt: skip
 def test_what_leaves_a_grid_in_its_own_experiment(overrides):
-    """Which points, where files are, who trains them, on which backbone; and a name of the user's has the last word."""
+    """Which points, where files are, who trains them, on which backbone; values that the table's points have anyway, however
+    they are written; and a name of the user's has the last word."""
     name, trial = experiment(load_grid("mplora_table2"), overrides)
     assert (name, trial) == ("mine" if overrides and overrides[0] == "experiment=mine" else "mplora_table2", [])
 
@@ -128,13 +131,17 @@ def test_what_leaves_a_grid_in_its_own_experiment(overrides):
     (["precision=bf16"], "mplora_table2-precision-bf16"),
     (["method.alpha=8"], "mplora_table2-method.alpha-8"),
     (["recipe=quick"], "mplora_table2-recipe-quick"),
-    (["data.splits.train=train_small"], "mplora_table2-data.splits.train-train_small"),
-    (["+note=../../x"], "mplora_table2-note-..-..-x"),
+    (["data=local", "data.splits.train=train_small"], "mplora_table2-data.splits.train-train_small"),
+    (["+note=x"], "mplora_table2-note-x"),
+    (["weight_decay=0.1", "epochs=30"], "mplora_table2-epochs-30-weight_decay-0.1"),  # on MRPC as it is, on CoLA another
+    (["task=mrpc", "init_from=/home/somebody/adapter"], "mplora_table2-init_from-"),
 ])  # fmt: skip
 def test_a_trial_gets_an_experiment_of_its_own(overrides, name):
     """In whatever order it was typed; a name is one part of a path, and not too long for one."""
     grid = load_grid("mplora_table2")
-    assert experiment(grid, overrides)[0] == experiment(grid, overrides[::-1])[0] == name
+    found = experiment(grid, overrides)[0]
+    assert found == experiment(grid, overrides[::-1])[0] and "somebody" not in found
+    assert re.fullmatch(f"{re.escape(name)}[0-9a-f]{{8}}" if name[-1] == "-" else re.escape(name), found)
     long, other = (experiment(grid, [f"method.target_modules=[{'x' * 300}{end}]"])[0] for end in "ab")
     assert long != other and len(long) < 100 and is_name(long)
 

@@ -238,7 +238,7 @@ def test_a_backbone_by_name(hub, client, roberta, tiny_roberta):
     needed = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
     assert files == {name: sha256(roberta[name]) for name in needed}
     digest = sha256(roberta["model.safetensors"])
-    assert origin == {"name": "roberta_base", "repo": ROBERTA, "commit": commit, "sha256": digest}
+    assert origin.items() >= {"name": "roberta_base", "repo": ROBERTA, "commit": commit, "sha256": digest}.items()
     assert total == client(hub_client.weights, f"path={tiny_roberta}")[2]
     assert hub.asked(r"GET .*(bin|onnx|README)") == 0
 
@@ -254,7 +254,7 @@ def test_a_backbone_in_several_files(hub, client, roberta, tiny_roberta, tmp_pat
         name: sha256(content) for name, content in parts.items()
     }
     index = "model.safetensors.index.json"
-    joined = "".join(sha256(parts[name]) for name in [index, *sorted(parts.keys() - {index})])
+    joined = "".join(sha256(parts[name]) for name in sorted(parts.keys() - {index}))
     assert origin["sha256"] == sha256(joined.encode())
     assert total == pytest.approx(client(hub_client.weights, f"path={tiny_roberta}")[2], rel=1e-12)
 

@@ -98,8 +98,22 @@ def test_update_is_the_one_of_stock_peft(method, options, adapter, started, tmp_
     sha256 = sha256_file(folder / "adapter_model.safetensors")
     for record in found:
         check(deltas_of(last(tmp_path, record)), wanted)
-        assert record.init_from == {"source": str(folder), "sha256": sha256, "run_id": None}
+        config = sha256_file(folder / "adapter_config.json")
+        assert record.init_from == {"source": str(folder), "sha256": sha256, "config_sha256": config, "run_id": None}
         assert record.config["init_from"] == str(folder)
+
+
+def test_a_start_of_another_config_is_another_start(adapter, started):
+    """The same factors under another alpha are another update: the records are not those of that run."""
+    folder, _ = adapter()
+    started("lora", folder)
+    assert started("lora", folder) == []
+    config = folder / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": 64}))
+    with pytest.raises(
+        RunError, match=r"the record of other inputs \(config of the start: sha256 \w+ there, sha256 \w+ here"
+    ):
+        started("lora", folder)
 
 
 def test_head_stays_fresh(adapter, started, tiny_roberta, tmp_path):

@@ -1,17 +1,26 @@
 """Work that was done before stands for the work asked for only while data, weights and start are the same."""
 
+import dataclasses
+import json
 import logging
 import shutil
 
+import huggingface_hub
+import pandas as pd
 import pytest
 import status
 from conftest import interrupt, run_point
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_training import curves
 
 from melora_bench import files, inputs, records
+from melora_bench.embedded import vader_folder
+from melora_bench.fetching import nothing_fetched
 from melora_bench.notices import warn_once
+from melora_bench.points import Point, build, compose_run
 from melora_bench.records import parts
 from melora_bench.run import RunError
 
@@ -36,10 +45,16 @@ def change_weights(path) -> None:
     save_file({key: value + 0.5 for key, value in load_file(path).items()}, path, metadata=metadata)
 
 
+def change_json(path, **values) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
 CHANGES = {
     "data train": lambda tmp_path: flip_labels(tmp_path),
     "data validation": lambda tmp_path: flip_labels(tmp_path, "validation"),
     "weights": lambda tmp_path: change_weights(tmp_path / "model" / "model.safetensors"),
+    "config of the backbone": lambda tmp_path: change_json(tmp_path / "model" / "config.json", hidden_dropout_prob=0.3),
+    "tokenizer": lambda tmp_path: change_json(tmp_path / "model" / "tokenizer_config.json", model_max_length=9),
 }
 
 
@@ -58,6 +73,18 @@ def test_a_record_of_other_inputs_is_no_skip(key, own, tmp_path):
     made[0].unlink()
     made[1].unlink()
     assert run_point(own) == made and made[0].read_bytes() != before[0]
+
+
+def test_a_record_that_knows_less_stands(own, tmp_path):
+    """Older ones know the sha256 of the weights alone. Who wrote a config is no part of it."""
+    [path] = run_point([*own, "seeds=[0]"])
+    change_json(tmp_path / "model" / "config.json", transformers_version="4.0.0")
+    assert run_point([*own, "seeds=[0]"]) == []
+    CHANGES["config of the backbone"](tmp_path)
+    record = records.load(path)
+    model = {key: record.model[key] for key in ("name", "repo", "commit", "sha256")}
+    dataclasses.replace(record, model=model).save(tmp_path / "results")
+    assert run_point([*own, "seeds=[0]"]) == []
 
 
 def test_a_split_that_appears_later_is_other_data(own, tmp_path):
@@ -95,6 +122,21 @@ def test_a_record_that_cannot_be_read_is_not_done(content, own):
         run_point(own)
 
 
+def test_a_refused_seed_stops_no_other(own, tmp_path, caplog):
+    """Those without a record are trained; the command fails at the end, and nobody is told that they failed."""
+    [made] = run_point([*own, "seeds=[0]"])
+    made.write_text("{")
+    caplog.set_level(logging.INFO, logger="melora_bench")
+    point = Point.of(*compose_run(own))
+    with point.claimed(), pytest.raises(RunError, match=r"s0\.json is not valid JSON"):
+        run_point(own)  # another process trains seed 1
+    assert "seeds [1] are left to it" in caplog.text and point.todo() == [1]
+    with pytest.raises(RunError, match=r"s0\.json is not valid JSON"):
+        run_point(own)
+    assert point.todo() == [] and made.read_text() == "{"
+    assert not list((tmp_path / "outputs").rglob("error.txt"))
+
+
 def test_a_record_stands_where_its_data_are_not_at_hand(own, tmp_path, caplog):
     """With a warning, once, however many records there are."""
     run_point(own)
@@ -104,17 +146,74 @@ def test_a_record_stands_where_its_data_are_not_at_hand(own, tmp_path, caplog):
         assert run_point(own) == []
         assert run_point(own) == []
     assert [record.getMessage() for record in caplog.records if "not compared" in record.getMessage()] == [
-        f"records are not compared with their data and weights, which are not at hand: data.root={tmp_path}/data has no folder "
-        "sst2/ with its splits as .parquet, .jsonl or .csv"
+        f"records are not compared with their data, not at hand here: data.root={tmp_path}/data has no folder sst2/ with its "
+        "splits as .parquet, .jsonl or .csv"
     ]
+
+
+def test_a_look_fetches_nothing(own, tmp_path, monkeypatch, caplog):
+    """Neither the skip nor status asks a hub: what is in its cache is compared, and a record whose data are not stands."""
+    folder, asked = tmp_path / "hub" / ("c" * 40), []
+    for split in ("train", "validation"):
+        (folder / "sst2").mkdir(parents=True, exist_ok=True)
+        frame = pd.read_csv(tmp_path / "data" / "sst2" / f"{split}.csv")
+        frame.to_parquet(folder / "sst2" / f"{split}-00000-of-00001.parquet")
+
+    def snapshot(repo, *, local_files_only, **_):
+        asked.append(local_files_only)
+        if local_files_only and not folder.exists():
+            raise LocalEntryNotFoundError("no network was asked")
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    command = [*(item for item in own if not item.startswith("data")), "data=hub"]
+    made = run_point(command)
+    assert set(asked) == {False}
+    asked.clear()
+    assert run_point(command) == [] and set(asked) == {True} and not caplog.messages
+    shutil.rmtree(folder)
+    assert run_point(command) == []
+    assert (
+        f"with their data, not at hand here: nyu-mll/glue at 'main' is not in the cache {HF_HUB_CACHE}" in caplog.text
+    )
+    made[0].unlink()
+    asked.clear()
+    with pytest.raises(RunError):  # what is to be trained is fetched
+        run_point(command)
+    assert asked[-1] is False
+
+
+def test_what_a_package_carries_is_not_fetched_for_a_look(monkeypatch, tmp_path):
+    monkeypatch.setenv("MELORA_BENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr("melora_bench.embedded.subprocess.run", None)  # would raise if it were called
+    with nothing_fetched(), pytest.raises(ValueError, match=rf"vaderSentiment==3.3.2 is not in the cache {tmp_path}"):
+        vader_folder()
+
+
+@pytest.mark.parametrize(("absent", "key"), [("model", "data train"), ("data", "weights"), ("start", "weights")])
+def test_what_is_at_hand_is_compared(absent, key, own, tmp_path, caplog):
+    """Each of data, weights and start, whatever else is missing."""
+    run_point([*own, "experiment=first", "seeds=[0]"])
+    [start] = (tmp_path / "outputs").rglob("last.safetensors")
+    own = [*own, "seeds=[0]", f"init_from={start.parent}"]
+    run_point(own)
+    warn_once.cache_clear()
+    CHANGES[key](tmp_path)
+    if absent == "start":
+        start.unlink()
+    else:
+        shutil.rmtree(tmp_path / absent)
+    with pytest.raises(RunError, match=rf"the record of other inputs \({key}: "):
+        run_point(own)
+    assert f"not compared with their {absent.replace('model', 'weights')}, not at hand here: " in caplog.text
 
 
 def test_the_seeds_of_a_point_are_compared_with_one_reading(own, monkeypatch):
     """Data and weights are looked at once, however many seeds are recorded."""
-    looks, real = [], inputs.shared_inputs
-    run_point(own)
-    monkeypatch.setattr(inputs, "shared_inputs", lambda point: looks.append(point) or real(point))
-    assert run_point(own) == [] and len(looks) == 1
+    looks, made = [], run_point(own)
+    monkeypatch.setattr(inputs, "build", lambda config, group: looks.append(group) or build(config, group))
+    assert run_point(own) == [] and len(made) == 2
+    assert looks == ["task", "data", "backbone"]
 
 
 def test_status_says_what_a_start_would(own, tmp_path, capsys):

@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+import transformers
 from conftest import run_point
 
 GOOD = [{"instruction": f"Say {number}.", "input": "", "output": f"{number}"} for number in range(20)]
@@ -154,5 +155,19 @@ def test_a_tokenizer_without_a_padding_token_pads_with_the_end(without, alpaca_o
     places = [f"results_dir={tmp_path}/pad", f"output_dir={tmp_path}/pad"]
     [one] = run_point(alpaca_overrides)
     [two] = run_point([*alpaca_overrides, *places, f"backbone.path={without('pad_token')}"])
+    losses = [[entry["metrics"]["loss"] for entry in json.loads(path.read_text())["epochs"]] for path in (one, two)]
+    assert losses[0] == losses[1]
+
+
+def test_a_padding_token_outside_the_embedding_pads_with_another(alpaca_overrides, tiny_llama, tmp_path):
+    """A tokenizer that somebody gave a padding token, without a row for it in the model. The run is that of the old one."""
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "<outside>"})
+    tokenizer.save_pretrained(folder)
+    assert tokenizer.pad_token_id == 400 == transformers.AutoConfig.from_pretrained(folder).vocab_size
+    places = [f"results_dir={tmp_path}/pad", f"output_dir={tmp_path}/pad"]
+    [one] = run_point(alpaca_overrides)
+    [two] = run_point([*alpaca_overrides, *places, f"backbone.path={folder}"])
     losses = [[entry["metrics"]["loss"] for entry in json.loads(path.read_text())["epochs"]] for path in (one, two)]
     assert losses[0] == losses[1]

@@ -84,6 +84,22 @@ def test_text_cannot_break_the_page(tmp_path):
     assert "</script><b>x" not in text and "\\u003c/script>" in text
 
 
+def test_trials_have_tables_and_a_bad_one_stops_nothing(tmp_path, caplog):
+    """Of a table that has no other records, too; a bad record of the table's own stops the report."""
+    record(experiment="small_glue-epochs-1").save(tmp_path)
+    bad = record(experiment="small_glue-epochs-2").save(tmp_path)
+    bad.write_text("{}")
+    other = record(experiment="mine").save(tmp_path)
+    other.write_text("{}")
+    text = write(str(tmp_path)).read_text()
+    assert '<h2 id="small_glue-epochs-1">' in text and "1 runs on roberta_base, in 1 tables" in text
+    assert "Left out, as they cannot be read or shown: mine, small_glue-epochs-2." in text
+    assert str(tmp_path) not in text and f"{bad} has schema None" in caplog.text
+    record(experiment="small_glue").save(tmp_path).write_text("{}")
+    with pytest.raises(ValueError, match="has schema None"):
+        write(str(tmp_path))
+
+
 @pytest.mark.slow
 def test_in_a_browser(page, tmp_path):
     """Headless Chromium: no error on the console, columns sort both ways, the filter filters, a click opens a run."""

@@ -14,7 +14,7 @@ import pytest
 from synthetic import record
 
 from melora_bench.published import Cell
-from melora_bench.records import ROOT
+from melora_bench.records import ROOT, config_hash
 from melora_bench.tables import (
     Score,
     _settings,
@@ -94,6 +94,25 @@ def test_two_configs_of_one_cell_are_told_apart(tmp_path):
         ValueError, match=r"disagree on one cell .*: they differ in epochs \(\d+ and \d+\), max_train_rows \("
     ):
         collect(TABLE, [record(epochs=30), record(epochs=1, max_train_rows=32, seed=1)], tmp_path)
+
+
+HUB, FOLDER = {"repo": "nyu-mll/glue", "revision": "main"}, {"splits": {"train": "train"}}
+
+
+def test_the_same_data_from_a_hub_and_a_folder_are_of_one_cell(tmp_path, caplog):
+    """Of a seed that was run on both, the first record is shown, which is said."""
+    found = [record(own_data=HUB, seed=0), record(own_data=FOLDER, seed=1), record(own_data=FOLDER, seed=0)]
+    assert len({one.config_hash for one in found}) == 2
+    cells = collect(TABLE, found[:2], tmp_path)
+    assert cells["roberta_base", 0, "mrpc"][""] == {0: found[0], 1: found[1]}
+    assert not caplog.messages
+    assert collect(TABLE, found, tmp_path) == cells
+    assert f"{found[2].path(tmp_path)} is the same run on the same data as {found[0].path(tmp_path)}" in caplog.text
+    with pytest.raises(ValueError, match=r"they differ in lr \(0.001 and 0.0004\); run"):
+        collect(TABLE, [found[0], record(own_data=FOLDER, seed=2, lr=1e-3)], tmp_path)
+    scores = [dataclasses.replace(one, config={**one.config, "trained_on": {}}) for one in found[:2]]
+    with pytest.raises(ValueError, match=r"they differ in data\.repo"):  # the data of a score are its questions
+        collect(TABLE, [dataclasses.replace(one, config_hash=config_hash(one.config)) for one in scores], tmp_path)
 
 
 def test_weights_of_a_folder_are_no_papers_backbone(tmp_path):

@@ -288,6 +288,23 @@ def test_init_from_a_task_finds_the_like_run_of_each_seed(tiny_overrides, tmp_pa
         run_point([*start, "seeds=[0]", f"results_dir={tmp_path}/again"])
 
 
+def test_init_from_a_task_finds_the_tables_own_run(tiny_overrides, tmp_path, caplog):
+    """A trial of a table starts at its own run of that task or, without one, at the table's; a damaged file is passed."""
+    first = [*tiny_overrides, "seeds=[0]", "epochs=1"]
+    [own] = run_point([*first, "experiment=init_from_mnli"])
+    bad = tmp_path / "outputs" / "runs" / "init_from_mnli" / "sst2" / "lora-bad-s0" / "last.safetensors"
+    bad.parent.mkdir()
+    bad.write_text("no tensors")
+    trial = ["experiment=init_from_mnli-epochs-1"]
+    start = [*first, *trial, "table=init_from_mnli", "task=mrpc", "init_from=sst2", "hydra.mode=RUN"]
+    [made] = run_point(start)
+    assert records.load(made).init_from["run_id"] == records.load(own).run_id
+    assert f"pass  {bad} is not a readable adapter" in caplog.text
+    [nearer] = run_point([*first, *trial])
+    [made] = run_point([*start, f"results_dir={tmp_path}/again"])
+    assert records.load(made).init_from["run_id"] == records.load(nearer).run_id
+
+
 def test_clipping_is_per_replica(tiny_overrides, tmp_path):
     """A replica's clipped step does not depend on the size of its neighbour's gradient."""
     command = [*tiny_overrides, *NO_DROPOUT, "max_grad_norm=0.01", "lr=0.01"]

@@ -2,12 +2,15 @@
 
 import copy
 import hashlib
+import itertools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
+
+from melora_bench.batches import pad_id
 
 
 class SeededSampling(LogitsProcessor):
@@ -51,8 +54,7 @@ def generate(
     tokens = [tokenizer(prompt, verbose=False).input_ids for prompt in prompts]
     check_room(model, max((len(ids) for ids in tokens), default=0), max_new_tokens)
     ends = end_tokens(model, tokenizer)
-    # Padding is masked in full, so any id does.
-    padding = next(id for id in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if id is not None)
+    padding = pad_id(tokenizer, list(itertools.chain(*tokens)))
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, eos_token_id=ends or None, pad_token_id=padding
     )

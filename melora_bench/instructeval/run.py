@@ -17,13 +17,15 @@ from omegaconf import DictConfig, OmegaConf
 from melora_bench import checkpoints, export, records
 from melora_bench.backbones import Backbone, check_device, check_dtype
 from melora_bench.files import claimed, sha256_file
-from melora_bench.inputs import difference, inputs_of_record, named
+from melora_bench.grid import trial_name
+from melora_bench.inputs import at_hand, difference, inputs_of_record, of_data, of_model, of_start
 from melora_bench.instructeval import sandbox
-from melora_bench.instructeval.base import Benchmark
+from melora_bench.instructeval.base import Benchmark, Questions
 from melora_bench.instructeval.harness import check_harness, harness_scores
 from melora_bench.instructeval.scoring import evaluate, write_prompts
 from melora_bench.points import build
 from melora_bench.records import RunRecord, config_hash
+from melora_bench.shapes import leaves
 
 log = logging.getLogger(__name__)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -34,7 +36,7 @@ class Scored:
     """A model to score, and what its record says of it."""
 
     build: Callable[[], tuple[torch.nn.Module, Backbone]]
-    weights: Callable[[], str]  # sha256 of the frozen ones
+    origin: Callable[[], dict]  # what is known of the frozen weights: `Backbone.origin`
     experiment: str
     seed: int
     choices: dict
@@ -59,8 +61,9 @@ def score(cfg: DictConfig, choices: dict) -> list[Path]:
 
 
 def _score(config: dict, choices: dict) -> list[Path]:
-    records.check_experiment(config["experiment"])
-    if config["precision"] not in ("no", *DTYPES):
+    if config["experiment"] is not None:
+        records.check_experiment(config["experiment"])
+    if config["precision"] not in (None, "no", *DTYPES):
         raise ValueError(f"precision={config['precision']!r} is unknown: use no, bf16 or fp16")
     check_device(config["precision"])
     if config["protocol"] not in ("instructeval", "lm_eval"):
@@ -86,12 +89,12 @@ def _score(config: dict, choices: dict) -> list[Path]:
     if config["protocol"] == "lm_eval":
         check_harness(benchmark.name)
         for scored in _models(config, choices):
-            _by_harness(config, scored, benchmark.name)
+            _by_harness(_asked(config, scored), scored, benchmark.name)
         return []
     if benchmark.executes and not _passes(config, ""):  # refuse before anything is loaded
         raise ValueError(f"isolation={config['isolation']} fails even an empty program here: every score would be 0")
-    loaded = benchmark.read(source.benchmark_root())
-    paths = [_one(config, choices, scored, benchmark, loaded) for scored in _models(config, choices)]
+    read = functools.cache(lambda: benchmark.read(source.benchmark_root()))  # unless all is recorded
+    paths = [_one(_asked(config, scored), choices, scored, benchmark, read) for scored in _models(config, choices)]
     return [path for path in paths if path]
 
 
@@ -133,28 +136,21 @@ def _by_harness(config: dict, scored: Scored, benchmark: str) -> None:
     log.info("%s s%d  %s  %s", scored.choices["method"], scored.seed, found["engine"], found["results"])
 
 
-def _one(config: dict, choices: dict, scored: Scored, benchmark, loaded) -> Path | None:
-    """The record of one model, written unless it is there; None while another process scores it."""
+def _one(
+    config: dict, choices: dict, scored: Scored, benchmark: Benchmark, read: Callable[[], Questions]
+) -> Path | None:
+    """The record of one model, written unless it is there; None while another process scores it. `read` reads the questions."""
     # What decides the score: how the model was trained, and how it is asked.
-    asked = {
-        **records.identity({"task": config["task"]})["task"],
-        **{key: config[key] for key in ("limit", "seed", "which")},
-    }
-    identity = {
-        **scored.config,
-        "task": asked,
-        "trained_on": scored.config.get("task"),
-        "precision": config["precision"],
-    }
+    identity = {**scored.config, "trained_on": scored.config.get("task"), **_how(config)}
     name = f"{scored.choices['method']}-{config_hash(identity)[:10]}-s{scored.seed}"
-    run_id = f"{scored.experiment}/{choices['task']}/{name}"
+    run_id = f"{_experiment(config, choices, scored)}/{choices['task']}/{name}"
     path = Path(config["results_dir"], "runs", f"{run_id}.json")
     with claimed(Path(config["output_dir"], "runs", f"{run_id}.lock")) as mine:
         if path.exists():
-            _check_inputs(path, loaded.origin, scored)
+            _check_inputs(path, read, scored)
             log.info("skip  %s  %s is recorded: %s", benchmark.label, name, path)
         elif mine:
-            record = _record(config, choices, scored, benchmark, loaded, identity, run_id)
+            record = _record(config, choices, scored, benchmark, read(), identity, run_id)
             record.save(config["results_dir"])
             metrics, about = record.epochs[0]["metrics"], record.data["test"]
             log.info("done  %s  %s  %s  of %d questions  %.0f s  %s", about["label"], name,
@@ -169,14 +165,58 @@ def _one(config: dict, choices: dict, scored: Scored, benchmark, loaded) -> Path
     return path
 
 
-def _check_inputs(path: Path, origin: dict, scored: Scored) -> None:
+def _asked(config: dict, scored: Scored) -> dict:
+    """The config with the precision that the model is scored in."""
+    precision = config["precision"] or scored.config.get("precision", "no")
+    check_device(precision)
+    return config | {"precision": precision}
+
+
+def _how(config: dict) -> dict:
+    """How a model is asked, as it stands in the identity of its score."""
+    task = records.identity({"task": config["task"]})["task"]
+    return {
+        "task": {**task, **{key: config[key] for key in ("limit", "seed", "which")}},
+        "precision": config["precision"],
+    }
+
+
+def _experiment(config: dict, choices: dict, scored: Scored) -> str:
+    """Where the score's record goes. A model that is asked otherwise than configs/ does (a slice, say, or fewer shots) is a
+    trial: its score gets an experiment beside the run's, in which it cannot stand in a cell of the run's table."""
+    if config["experiment"] is not None:
+        return config["experiment"]
+    if config["run"] is None:
+        return scored.experiment
+    folder = records.ROOT / "configs"
+    usual, task = (OmegaConf.to_container(OmegaConf.load(folder / f"{name}.yaml"))
+                   for name in ("instructeval", f"task/{choices['task']}"))  # fmt: skip
+    usual = dict(leaves(_how(_asked({**usual, "task": task}, scored))))
+    changed = {key: value for key, value in leaves(_how(config)) if value != usual.get(key)}
+    if not changed:
+        return scored.experiment
+    short = {f"task.{key}": key for key in ("limit", "seed", "which")}
+    changed = {short.get(key, key): value for key, value in changed.items()}
+    name = trial_name(scored.experiment, changed)
+    _say_trial(" ".join(sorted(f"{key}={value}" for key, value in changed.items())), name)
+    return name
+
+
+@functools.cache  # once, however many models
+def _say_trial(how: str, name: str) -> None:
+    log.info(
+        "trial  %s: records go to experiment=%s, beside those of the run; give experiment=NAME for another", how, name
+    )
+
+
+def _check_inputs(path: Path, read: Callable[[], Questions], scored: Scored) -> None:
     """Raises ValueError for a record of other questions, weights or adapters than those at hand, which its hash does not
     see."""
-    here = named({"test": [origin["sha256"]]}, scored.weights(), scored.init_from and scored.init_from["sha256"])
-    record = records.load(path)
-    if differing := difference(inputs_of_record(record), here):
-        raise ValueError(f"{path} is the score of other inputs than {origin['label']}, weights and adapters at hand "
-                         f"({differing}): give another results_dir, or delete that record to score again")  # fmt: skip
+    here = at_hand("questions", lambda: of_data({"test": [read().origin["sha256"]]}))
+    here |= at_hand("weights", lambda: of_model(scored.origin())) | of_start(scored.init_from)
+    if differing := difference(inputs_of_record(records.load(path)), here):
+        raise ValueError(f"{path} is the score of other inputs than the questions, weights and adapters at hand ({differing}): "
+                         "give another results_dir, or delete that record to score again")  # fmt: skip
 
 
 def _record(config: dict, choices: dict, scored: Scored, benchmark, loaded, identity: dict, run_id: str) -> RunRecord:
@@ -188,7 +228,7 @@ def _record(config: dict, choices: dict, scored: Scored, benchmark, loaded, iden
         origin, params = backbone.origin(), checkpoints.counts(model, backbone.head)
         found = evaluate(
             benchmark, loaded, model, backbone.tokenizer(), folder,
-            identity={"config_hash": digest, "weights": origin["sha256"], "adapter": scored.init_from, **told},
+            identity={"config_hash": digest, **of_model(origin), "adapter": scored.init_from, **told},
             limit=config["limit"], batch_size=config["batch_size"], seed=config["seed"],
             execute=functools.partial(_passes, config),
         )  # fmt: skip
@@ -237,8 +277,8 @@ def _models(config: dict, choices: dict) -> Iterator[Scored]:
         own = records.identity({"backbone": config["backbone"]}) | {"method": {"version": 1}}
         yield Scored(
             build=lambda: _untrained(config["backbone"]),
-            weights=lambda: build(config["backbone"], "backbone").origin()["sha256"],
-            experiment=config["experiment"], seed=0, choices=chosen, config=own, init_from=None, at={"epoch": 0, "step": 0},
+            origin=lambda: build(config["backbone"], "backbone").origin(),
+            experiment="adhoc", seed=0, choices=chosen, config=own, init_from=None, at={"epoch": 0, "step": 0},
         )  # fmt: skip
         return
     files = export.find(config["run"], config["which"], config["output_dir"])
@@ -247,7 +287,7 @@ def _models(config: dict, choices: dict) -> Iterator[Scored]:
         about = checkpoints.account(file)
         yield Scored(
             build=lambda file=file: _trained(file, config["backbone"]["path"]),
-            weights=lambda about=about: about["model"]["sha256"],
+            origin=lambda about=about: about["model"],
             experiment=about["run_id"].split("/")[0], seed=about["seed"], choices=about["choices"], config=about["config"],
             init_from={"source": about["run_id"], "run_id": about["run_id"], "sha256": sha256_file(file)},
             at={"epoch": about["epoch"], "step": about["step"]},

@@ -1,5 +1,6 @@
 """Decoding on a tiny random LLaMA, against the literal loop: one prompt, no padding, no cache."""
 
+import copy
 import math
 import random
 
@@ -131,6 +132,10 @@ def test_the_tokenizers_padding_token_does_not_matter():
     assert byte_tokenizer().pad_token is None
     assert byte_tokenizer(pad=True).pad_token_id == 258
     assert written(tokenizer=byte_tokenizer(pad=True)) == written()
+    outside = copy.deepcopy(byte_tokenizer())
+    outside.add_special_tokens({"pad_token": "<outside>"})
+    assert outside.pad_token_id == tiny_llama().config.vocab_size
+    assert written(tokenizer=outside) == written()
 
 
 @pytest.mark.parametrize(

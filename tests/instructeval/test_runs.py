@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -19,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from melora_bench import checkpoints, records
 from melora_bench.files import claimed
 from melora_bench.instructeval.generate import generate
-from melora_bench.instructeval.run import score
+from melora_bench.instructeval.run import _asked, _experiment, score
+from melora_bench.notices import warn_once
 from melora_bench.run import RunError
 from melora_bench.tables import regenerate
 
@@ -75,7 +77,7 @@ def test_a_tuned_and_an_untuned_model_are_scored_recorded_and_tabulated(place, t
     train, scoring = place
     [trained] = run_point([*train, "method=melora", "method.r=1", "method.n=8", "method.lora_dropout=0"])
     for name in ("mmlu", "bbh"):
-        [tuned] = scored(name, [*scoring, "run=instruct_quickstart"])
+        [tuned] = scored(name, [*scoring, "run=instruct_quickstart", "experiment=instruct_quickstart"])
         [plain] = scored(name, [*scoring, "experiment=instruct_quickstart"])
         rows = stored(tuned, name)
         record, source = records.load(tuned), records.load(trained)
@@ -97,6 +99,44 @@ def test_a_tuned_and_an_untuned_model_are_scored_recorded_and_tabulated(place, t
     )
     assert table.loc[("MELoRA r=1 n=8", "bbh"), "seeds"] == 1
     assert "last epoch" not in markdown.read_text()
+
+
+@pytest.mark.parametrize(("overrides", "experiment"), [
+    ([], "mine"),
+    (["seed=0", "task.shots=5", "which=best", "precision=bf16", "batch_size=2", "task.temperature=0"], "mine"),
+    (["limit=20"], "mine-limit-20"),
+    (["which=last", "seed=1"], "mine-seed-1-which-last"),
+    (["task.shots=2"], "mine-task.shots-2"),
+    (["precision=no"], "mine-precision-no"),
+    (["experiment=other", "limit=20"], "other"),
+    (["run=null", "limit=20"], "adhoc"),
+])  # fmt: skip
+def test_a_score_that_is_asked_otherwise_is_a_trial(overrides, experiment):
+    """Compared by value with configs/, and with the precision in which the model was trained."""
+    with initialize_config_dir(str(records.ROOT / "configs"), version_base="1.3"):
+        config = OmegaConf.to_container(compose("instructeval", ["run=mine/alpaca/lora-0", *overrides]), resolve=True)
+    scored = SimpleNamespace(
+        config={"precision": "bf16"} if config["run"] else {}, experiment="mine" if config["run"] else "adhoc"
+    )
+    assert _experiment(_asked(config, scored), {"task": "mmlu"}, scored) == experiment
+
+
+def test_a_trial_of_scores_leaves_the_runs_experiment_alone(place, tmp_path, caplog):
+    train, scoring = place
+    [trained] = run_point([*train, "method=lora"])
+    run = f"run={records.load(trained).run_id}"
+    caplog.set_level("INFO", logger="melora_bench")
+    [path] = scored("mmlu", [*scoring, run, "limit=2"])
+    name = "instruct_quickstart-limit-2-task.shots-2-task.subjects-2"
+    assert records.load(path).run_id.split("/")[0] == path.parent.parent.name == name
+    line = (
+        f"trial  limit=2 task.shots=2 task.subjects=2: records go to experiment={name}, beside those of the run; give "
+    )
+    assert [text.startswith(line) for text in caplog.messages].index(True) < [
+        text.startswith("done") for text in caplog.messages].index(True)  # fmt: skip
+    assert not (tmp_path / "results" / "runs" / "instruct_quickstart" / "mmlu").exists()
+    [path] = scored("mmlu", [*scoring, run, "limit=2", "experiment=elsewhere"])
+    assert records.load(path).run_id.startswith("elsewhere/mmlu/lora-")
 
 
 def test_a_score_that_another_process_is_at_work_on_is_left_alone(place, tmp_path):
@@ -133,6 +173,26 @@ def test_a_score_on_other_files_is_no_score_on_these(place, tmp_path):
     with pytest.raises(ValueError, match=r"is the score of other inputs .*data test: .*: give another results_dir"):
         scored("mmlu", scoring)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("absent", ["model", "questions"])
+def test_a_score_stands_where_its_weights_or_questions_are_not_at_hand(absent, place, model, tmp_path, caplog):
+    """With a warning; the other of the two is compared."""
+    own = shutil.copytree(model, tmp_path / "model")
+    scoring = [*(item for item in place[1] if not item.startswith("backbone.path")), f"backbone.path={own}"]
+    [path] = scored("mmlu", scoring)
+    warn_once.cache_clear()
+    shutil.rmtree({"model": own, "questions": tmp_path / "instruct"}[absent])
+    assert scored("mmlu", scoring) == [path]
+    assert f"not compared with their {absent.replace('model', 'weights')}, not at hand here: " in caplog.text
+    if absent == "model":
+        [file, *_] = (tmp_path / "instruct" / "mmlu" / "test").glob("*.csv")
+        file.write_text(file.read_text().replace("?", "??"))
+    else:
+        config = json.loads((own / "config.json").read_text())
+        (own / "config.json").write_text(json.dumps(config | {"rope_theta": 1.0}))
+    with pytest.raises(ValueError, match=r"is the score of other inputs"):
+        scored("mmlu", scoring)
 
 
 def test_what_was_written_outlives_a_sandbox_that_fails(place, monkeypatch):
