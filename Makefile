@@ -28,8 +28,8 @@ quickstart: $(DONE)  ## train every method on a laptop and print the table (minu
 	$(BIN)/python scripts/train.py -m table=quickstart $(ARGS)
 	$(BIN)/python scripts/tables.py quickstart $(ARGS)
 
-test: $(DONE)  ## the tests that take seconds, a file per core at a time
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+test: $(DONE)  ## the tests that take seconds, on up to four cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup
 
 test-slow: $(DONE)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

@@ -23,6 +23,7 @@ from bench_adapters import BENCH, write
 from bench_training import random_base
 
 from melora_bench.files import write_text
+from melora_bench.processes import interruptible
 from melora_bench.records import ROOT, git_state
 
 LIMIT = 540  # seconds of one stage
@@ -135,4 +136,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with interruptible("the same command goes on with the stages that are not done"):
+        sys.exit(main())

@@ -46,7 +46,7 @@ def trained(tiny_roberta, tiny_data, tmp_path_factory):
     def run(method: str, *overrides: str) -> list[records.RunRecord]:
         return [records.load(path) for path in run_point([
             "backbone=roberta_base", f"backbone.path={tiny_roberta}", "backbone.name=tiny", "data=local",
-            f"data.root={tiny_data}", "task=sst2", f"method={method}", "seeds=[0,1]", "lr=0.02", "epochs=4",
+            f"data.root={tiny_data}", "task=sst2", f"method={method}", "seeds=[0,1]", "lr=0.02", "epochs=6",
             "batch_size=16", "backbone.target_modules=[value,intermediate.dense]", f"results_dir={root}/results",
             f"output_dir={root}/outputs", *STRONGER.get(method, []), *overrides,
         ])]  # fmt: skip
