@@ -54,6 +54,7 @@ def test_a_dead_workers_point_is_free(tiny_overrides):
         assert mine
 
 
+@pytest.mark.slow
 def test_four_workers_train_each_point_once(tiny_overrides, tmp_path):
     """Four processes start one sweep of four points together: eight records, each written once, all good."""
     sweep = [*TRAIN, "-m", *tiny_overrides, "method=lora,melora,mplora,head", "seeds=[0,1]", "epochs=3"]

@@ -35,9 +35,8 @@ def assert_equal(plain: list[dict], compiled: list[dict]) -> None:
         assert a["metrics"] == b["metrics"]
 
 
-@pytest.mark.parametrize(
-    "method", ["melora", *(pytest.param(name, marks=pytest.mark.slow) for name in METHODS if name != "melora")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
 def test_a_compiled_run_equals_the_plain_one(both, method):
     plain, compiled = both(method)
     assert counters["frames"]["ok"] > 0 and not counters["graph_break"]
@@ -56,6 +55,7 @@ def test_one_process_compiles_one_run_after_another(tiny_overrides, monkeypatch)
     assert compiled == [(2, {}), (2, {})]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="takes the C++ compiler away, which a GPU's code does not need")
 def test_what_does_not_compile_runs_as_it_is(both, caplog):
     with torch._inductor.config.patch({"cpp.cxx": ("/no/such/compiler",)}):

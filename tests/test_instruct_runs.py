@@ -246,6 +246,7 @@ def test_the_plan_counts_what_a_run_by_steps_does(alpaca_overrides, monkeypatch)
     assert size.rows == 54 and epochs.evaluated == steps.evaluated == 2 * size.evaluated  # after 4 and 8, 4 and 6 steps
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(alpaca_overrides, tiny_llama, tmp_path):
     """Two processes, with a whole backbone or half a one each; two seeds, a short last step: the losses of one process."""
     methods = ["delta_lora", "lora_fa", "melora", "vera"]  # two keep frozen tensors of their own, which stay whole

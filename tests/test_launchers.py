@@ -26,7 +26,10 @@ def needs(launcher: str) -> None:
         pytest.skip(f"hydra/launcher={launcher} is not installed: pip install -c requirements.lock -e '.[{extra}]'")
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "processes", "submitit_local", "ray"])
+OTHERS = ["processes", "submitit_local", "ray"]
+
+
+@pytest.mark.parametrize("launcher", ["joblib", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_a_launcher_runs_a_grid(tiny_overrides, tmp_path, launcher):
     """A table's grid of four points, launched in processes of their own."""
     needs(launcher)

@@ -128,7 +128,10 @@ def test_kill_9_in_the_middle_of_an_epoch(tiny_overrides, tmp_path):
     assert [curves(path) for path in resumed] == [curves(path) for path in unbroken]
 
 
-@pytest.mark.parametrize("dropout", [NO_DROPOUT, NO_DROPOUT[1:]], ids=["adapters", "others"])
+@pytest.mark.parametrize(
+    "dropout",
+    [pytest.param(NO_DROPOUT, marks=pytest.mark.slow, id="adapters"), pytest.param(NO_DROPOUT[1:], id="others")],
+)
 def test_two_processes_equal_one(tiny_overrides, tmp_path, dropout):
     """torchrun with two processes sweeps every method as one process does, short last batches included."""
     methods = [name for name in METHODS if without_dropout(name) == dropout]
