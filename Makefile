@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DONE := .venv/.installed
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock torch
 
 # `make sweep TABLE=x task=mrpc` would start the whole grid: a run's settings are no variables of make.
@@ -29,10 +30,10 @@ quickstart: $(DONE)  ## train every method on a laptop and print the table (minu
 	$(BIN)/python scripts/tables.py quickstart $(ARGS)
 
 test: $(DONE)  ## the tests that take seconds, on up to four cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup
+	$(PYTEST)
 
 test-slow: $(DONE)  ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 test-gpu: $(DONE)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
