@@ -187,6 +187,12 @@ class TrainBatches:
         return batch | {"weight": torch.from_numpy(weight.reshape(-1).copy())}
 
 
+def count_tokens(batch: dict[str, Tensor | Rows]) -> int:
+    """How many tokens the rows of a batch have, without padding or filler."""
+    rows = batch.get("rows")
+    return int(batch["attention_mask"].sum() if rows is None else rows.lengths[rows.is_row].sum())
+
+
 def evaluation_batches(
     split: Split, batch_size: int, process: int, processes: int
 ) -> Iterator[tuple[np.ndarray, dict]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from melora_bench.batches import count_tokens
 from melora_bench.files import sha256_json
 from melora_bench.grid import experiment, points
 from melora_bench.points import Point, build, compose_run
@@ -97,7 +98,7 @@ def probe(run: PackedRun) -> float:
     """Training tokens per second of all its seeds together, from its first steps; nothing is written."""
     steps = min(WARM_UP + PROBE_STEPS, run.trainer.schedule.round, run.trainer.schedule.total)
     first = min(WARM_UP, steps - 1)
-    tokens = [sum(int(batch["attention_mask"].sum()) for batch in parts) for parts in run.batches.steps(0, steps)]
+    tokens = [sum(map(count_tokens, parts)) for parts in run.batches.steps(0, steps)]
     clock = []
 
     def watch(step: int, losses: torch.Tensor) -> None:

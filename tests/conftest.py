@@ -19,6 +19,7 @@ import transformers
 from hydra import compose, initialize_config_dir
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from melora_bench.notices import warn_once
 from melora_bench.points import compose_run
 from melora_bench.records import ROOT
 
@@ -29,6 +30,7 @@ signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 WORDS = "the a film plot actor was is good great fine bad dull poor long short story never always very quite".split()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Which tests one worker runs (`--dist loadgroup`): those of a file, whose fixtures are made once; and all that run
     programs in the sandbox, as some of these look at what is left of such programs on the whole machine."""
@@ -58,6 +60,7 @@ def write_csv(path: Path, rows: list[tuple]) -> None:
 def _own_cache(tmp_path_factory, monkeypatch):
     """Tests share one temporary cache directory and leave the user's alone."""
     monkeypatch.setenv("MELORA_BENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    warn_once.cache_clear()  # each test is a process of its own
 
 
 @pytest.fixture(scope="session")

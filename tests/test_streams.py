@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_training import curves
 
 from melora_bench.backbones import Encoder
-from melora_bench.batches import Split
+from melora_bench.batches import Split, count_tokens
 from melora_bench.streams import KINDS, check_layout, pool_rows, takes_streams
 
 SIZES = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
@@ -109,6 +109,11 @@ def test_a_replica_that_is_not_finite_leaves_the_others_alone():
     embedded[1] = float("nan")
     broken = ours(inputs_embeds=embedded, **streams).logits.view(3, 4, -1)
     assert torch.equal(broken[[0, 2]], clean[[0, 2]]) and broken[1].isnan().all()
+
+
+def test_tokens_of_both_layouts_are_counted_alike():
+    ours, lengths = model("bert"), [5, 9, 2, 30]
+    assert [count_tokens(batch) for batch in both(ours, lengths, 3)] == [3 * sum(lengths)] * 2
 
 
 def test_first_position_is_what_the_embedding_says():
