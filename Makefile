@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DONE := .venv/.installed
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock torch
 
 # `make sweep TABLE=x task=mrpc` would start the whole grid: a run's settings are no variables of make.

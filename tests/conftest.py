@@ -30,13 +30,17 @@ signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 WORDS = "the a film plot actor was is good great fine bad dull poor long short story never always very quite".split()
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests one worker runs (`--dist loadgroup`): those of a file, whose fixtures are made once; and all that run
-    programs in the sandbox, as some of these look at what is left of such programs on the whole machine."""
-    for item in items:
-        programs = item.path.parent.name == "instructeval" or "instruct" in item.path.name
-        item.add_marker(pytest.mark.xdist_group("programs" if programs else item.path.name))
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object):
+    """Which tests one worker runs: those of a file, whose fixtures are made once; and all that run programs in the sandbox, as
+    some of these look at what is left of such programs on the whole machine."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "programs" if "instruct" in file else file
+
+    return Together(config, log)
 
 
 def sentences(count: int, seed: int) -> list[tuple[str, int]]:
