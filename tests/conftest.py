@@ -23,9 +23,10 @@ from melora_bench.notices import warn_once
 from melora_bench.points import compose_run
 from melora_bench.records import ROOT
 
-# A shell lets what runs in its background ignore these, and its children too.
+# A shell lets what runs in its background ignore these, nohup the last, and their children too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+for number in (signal.SIGQUIT, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
 
 WORDS = "the a film plot actor was is good great fine bad dull poor long short story never always very quite".split()
 
