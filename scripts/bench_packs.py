@@ -10,9 +10,8 @@ import gc
 import tempfile
 
 import torch
-import transformers
-from bench_adapters import BENCH, write
-from bench_training import METHODS, SHAPES, Bench, N
+from bench_adapters import write
+from bench_training import METHODS, Bench, N, shape_options
 
 PLAIN = [*METHODS[f"MELoRA n={N}"], "method.lora_dropout=0", "backbone.dropout=0", "bucket=1"]
 
@@ -22,13 +21,7 @@ def main() -> None:
     for name, value in (("rows", 6144), ("batch", 64), ("alone", 4)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], help="how many seeds to pack")
-    parser.add_argument("--shape", choices=SHAPES, default="roberta-base")
-    parser.add_argument("--precision", choices=("no", "bf16"), default="bf16")
-    parser.add_argument("--data", help="a data root with mrpc/; default: the embedded movie rows")
-    parser.add_argument("--to", default=BENCH, help="the folder to write to")
-    options = parser.parse_args()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    options = shape_options(parser)
     cuda = torch.cuda.is_available()
     kind = "MRPC rows" if options.data else "movie rows"
     lines = [f"Seeds of MELoRA n={N} side by side, {options.rows} {kind} of each, batch {options.batch} per seed, precision "

@@ -11,9 +11,8 @@ import tempfile
 import time
 
 import torch
-import transformers
-from bench_adapters import BENCH, write
-from bench_training import METHODS, SHAPES, Bench, N
+from bench_adapters import write
+from bench_training import METHODS, Bench, N, shape_options
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
@@ -55,13 +54,7 @@ def measure(bench: Bench, options: argparse.Namespace) -> tuple[float, list]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--shape", choices=SHAPES, default="roberta-base")
-    parser.add_argument("--precision", choices=("no", "bf16"), default="bf16")
-    parser.add_argument("--data", help="a data root with mrpc/; default: the embedded movie rows")
-    parser.add_argument("--to", default=BENCH, help="the folder to write to")
-    options = parser.parse_args()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    options = shape_options(parser)
     cuda = torch.cuda.is_available()
     rows = (WARM_UP + 2 * STEPS) * options.batch
     with tempfile.TemporaryDirectory() as folder:

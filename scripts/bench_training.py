@@ -219,6 +219,18 @@ def random_base(folder: Path, shape: str) -> Path:
     return path
 
 
+def shape_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line of a bench of one shape, on MRPC's or the movie rows, beside the options that `parser` has; the
+    library's own lines are turned off."""
+    parser.add_argument("--shape", choices=SHAPES, default="roberta-base")
+    parser.add_argument("--precision", choices=("no", "bf16"), default="bf16")
+    parser.add_argument("--data", help="a data root with mrpc/; default: the embedded movie rows")
+    parser.add_argument("--to", default=BENCH, help="the folder to write to")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return parser.parse_args()
+
+
 def epochs(options: argparse.Namespace) -> int:
     """A GPU's first steps take its memory and choose its kernels: there a first epoch warms up."""
     return 2 if torch.cuda.is_available() else 1

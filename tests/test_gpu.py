@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import interrupt, run_point
 from test_contract import METHODS
-from test_training import NO_DROPOUT, adapters, curves, equal, without_dropout
+from test_training import NO_DROPOUT, adapters, curves, equal, poison_replica_1, without_dropout
 
 from melora_bench import records
 from melora_bench.methods.lora import LoRA
@@ -105,14 +105,7 @@ def test_one_replica_goes_bad_on_the_gpu(tiny_overrides, tmp_path, monkeypatch, 
     """The others finish bit-equal to a run where it did not."""
     command = [*tiny_overrides, "seeds=[0,1,2]", f"precision={precision}"]
     good = run_point([*command, *places(tmp_path / "good")])
-    real = LoRA.before_forward
-
-    def poison(self, step):
-        if step == 6:
-            next(iter(self.layers.values())).A.data[1] = float("nan")
-        real(self, step)
-
-    monkeypatch.setattr(LoRA, "before_forward", poison)
+    poison_replica_1(monkeypatch)
     with pytest.raises(RunError, match=r"seed 1 stopped at step 6"):
         run_point(command)
     written = sorted((tmp_path / "results").rglob("*.json"))

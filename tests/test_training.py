@@ -210,10 +210,8 @@ def test_a_dropped_hook_is_noticed(tiny_overrides, tmp_path, monkeypatch):
     assert curves(with_penalty)[-1]["train_loss"] != curves(without)[-1]["train_loss"]
 
 
-def test_one_replica_goes_bad(tiny_overrides, tmp_path, monkeypatch):
-    """A replica whose loss is not finite stops and writes no record; the others finish bit-equal to a run where it did not."""
-    command = [*tiny_overrides, "seeds=[0,1,2]"]
-    good = run_point([*command, f"results_dir={tmp_path}/good", f"output_dir={tmp_path}/good"])
+def poison_replica_1(monkeypatch) -> None:
+    """LoRA's second replica gets a NaN before step 6."""
     real = LoRA.before_forward
 
     def poison(self, step):
@@ -222,6 +220,13 @@ def test_one_replica_goes_bad(tiny_overrides, tmp_path, monkeypatch):
         real(self, step)
 
     monkeypatch.setattr(LoRA, "before_forward", poison)
+
+
+def test_one_replica_goes_bad(tiny_overrides, tmp_path, monkeypatch):
+    """A replica whose loss is not finite stops and writes no record; the others finish bit-equal to a run where it did not."""
+    command = [*tiny_overrides, "seeds=[0,1,2]"]
+    good = run_point([*command, f"results_dir={tmp_path}/good", f"output_dir={tmp_path}/good"])
+    poison_replica_1(monkeypatch)
     with pytest.raises(RunError, match=r"seed 1 stopped at step 6: its loss was not finite.*lower lr"):
         run_point(command)
     written = sorted((tmp_path / "results").rglob("*.json"))
