@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import functools
 import glob
 import hashlib
@@ -17,12 +16,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 log = logging.getLogger(__name__)
 
 DAY = 86400  # seconds
+PACKAGE = Path(__file__).resolve().parent
+ROOT = PACKAGE.parent
+CONFIGS = ROOT / "configs"
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
@@ -118,47 +119,7 @@ def write_text(path: Path, text: str) -> Path:
     return write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-@contextlib.contextmanager
-def claimed(lock: Path, wait: float = 1.0) -> Iterator[bool]:
-    """Whether this process may do the work that `lock` stands for: False while another does. A dead process holds nothing.
-
-    The short wait lets one pass who looks whether it is free (`held`). Raises ValueError when the lock cannot be opened, or
-    the file system has no locks.
-    """
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        claim = FileLock(lock, fallback_to_soft=False).acquire(timeout=wait)
-    except Timeout:
-        yield False
-        return
-    except OSError as error:
-        raise ValueError(_no_lock(lock, error)) from error
-    with claim:
-        yield True
-
-
-def held(lock: Path) -> bool:
-    """Whether some process holds the claim `lock`; asks without being able to hold it, and without write access."""
-    try:
-        with lock.open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # no such lock, or none that this user may see
-        return False
-    return False
-
-
-def _no_lock(lock: Path, error: OSError) -> str:
-    if isinstance(error, PermissionError) and lock.exists():
-        return (f"{lock} belongs to {_owner(lock)}, and this user may not write it: give another output_dir, or let its owner "
-                "make it writable for both (chmod, and umask 002 from now on)")  # fmt: skip
-    if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
-        return f"{lock} cannot be locked ({error.strerror}): give an output_dir on a file system with flock"
-    return f"{lock} cannot be locked ({error.strerror or error}): give an output_dir that can be written"
-
-
-def _owner(path: Path) -> str:
+def owner(path: Path) -> str:
     try:
         return path.owner()
     except KeyError:  # a container's files, of a user whom it does not know
@@ -204,7 +165,7 @@ def _homeless() -> Path:
     folder = Path(tempfile.gettempdir(), f"melora_bench-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise ValueError(f"{folder} belongs to {_owner(folder)}: set MELORA_BENCH_CACHE to a folder of your own")
+        raise ValueError(f"{folder} belongs to {owner(folder)}: set MELORA_BENCH_CACHE to a folder of your own")
     log.warning("neither HOME nor MELORA_BENCH_CACHE is set: downloads and tokens are kept in %s", folder)
     return folder
 
@@ -213,3 +174,10 @@ def home(argument: str) -> str:
     """A path, or an option `key=path`, with a leading `~/` made the user's home, inside quotes too; anything else as it is."""
     found = re.match(r"([^=~'\"]*=)?['\"]?(?=~(/|['\"]?$))", argument)
     return argument[: found.end()] + os.path.expanduser("~") + argument[found.end() + 1 :] if found else argument
+
+
+@functools.cache
+def options(group: str) -> frozenset[str]:
+    """The names that a config group has on this machine: `melora`, or `melora/mrpc` in a folder."""
+    folder = CONFIGS / group
+    return frozenset(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))

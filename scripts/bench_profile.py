@@ -16,8 +16,9 @@ from bench_training import METHODS, Bench, N, shape_options
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from melora_bench.points import Point, compose_run
-from melora_bench.run import PackedRun
+from melora_bench.training.configs import compose_run
+from melora_bench.training.points import Point
+from melora_bench.training.run import PackedRun
 
 WARM_UP, STEPS, SHOWN = 5, 5, 20
 

@@ -28,13 +28,14 @@ from bench_adapters import BENCH, LiteralMELoRA, write
 from torch import nn
 from transformers.utils import is_flash_attn_2_available
 
-from melora_bench import records
-from melora_bench.batches import epoch_order
-from melora_bench.embedded import vader_folder
+from melora_bench.external.embedded import vader_folder
 from melora_bench.methods.base import target_linears
 from melora_bench.methods.dropout import replace_dropouts
-from melora_bench.points import Point, build, compose_run
-from melora_bench.run import PackedRun, load_task
+from melora_bench.records import records
+from melora_bench.tasks.batches import epoch_order
+from melora_bench.training.configs import build, compose_run
+from melora_bench.training.points import Point
+from melora_bench.training.run import PackedRun, load_task
 
 RATE, N = 4e-4, 8
 DROPOUT, ALPHA, RANK = 0.05, 16, 8  # as configs/method has them

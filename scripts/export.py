@@ -11,7 +11,7 @@ backbone's name on a hub, for weights that are in a folder only; that folder is 
 import sys
 
 from melora_bench.files import home, reason
-from melora_bench.processes import interruptible
+from melora_bench.training.processes import interruptible
 
 OPTIONS = {"run": None, "to": None, "which": "best", "merged": "false", "output_dir": "outputs", "backbone.path": None,
            "base": None}  # fmt: skip
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
     merged = options["merged"] == "true"
     import transformers
 
-    from melora_bench.export import export
+    from melora_bench.adapters.export import export
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -5,9 +5,9 @@ Options and overrides are those of scripts/tables.py.
 
 import sys
 
-from melora_bench.commands import for_tables
-from melora_bench.figures import draw
-from melora_bench.processes import interruptible
+from melora_bench.grids.commands import for_tables
+from melora_bench.results.figures import draw
+from melora_bench.training.processes import interruptible
 
 
 def written(name: str, results: str | None, experiment: str | None, named: bool) -> list[str]:

@@ -22,9 +22,9 @@ from pathlib import Path
 from bench_adapters import BENCH, write
 from bench_training import random_base
 
-from melora_bench.files import write_text
-from melora_bench.processes import interruptible
-from melora_bench.records import ROOT, git_state
+from melora_bench.files import ROOT, write_text
+from melora_bench.records.provenance import git_state
+from melora_bench.training.processes import interruptible
 
 LIMIT = 540  # seconds of one stage
 SCRIPTS = ROOT / "scripts"

@@ -8,14 +8,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from melora_bench.files import home, reason
-from melora_bench.processes import interruptible
-from melora_bench.progress import setup_logging
+from melora_bench.training.processes import interruptible
+from melora_bench.training.progress import setup_logging
 
 
 @hydra.main(config_path="../configs", config_name="instructeval", version_base="1.3")
 def main(cfg: DictConfig) -> None:
-    from melora_bench.instructeval.run import score
-    from melora_bench.run import RunError
+    from melora_bench.instructeval.score import score
+    from melora_bench.training.run import RunError
 
     setup_logging()
     line = None

@@ -5,8 +5,8 @@ import sys
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from melora_bench.grid import split_arguments
-from melora_bench.processes import interruptible
+from melora_bench.grids.grid import split_arguments
+from melora_bench.training.processes import interruptible
 
 
 def main(arguments: list[str]) -> int:
@@ -17,8 +17,8 @@ def main(arguments: list[str]) -> int:
     if len(tables) != 1:
         print("error: name one table: make plan TABLE=mplora_table1", file=sys.stderr)
         return 2
-    from melora_bench.plan import FORWARD_SHARE, PROBE_STEPS, plan
-    from melora_bench.tables import load_grid
+    from melora_bench.grids.plan import FORWARD_SHARE, PROBE_STEPS, plan
+    from melora_bench.results.tables import load_grid
 
     try:
         costs = plan(tables[0], overrides)

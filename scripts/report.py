@@ -3,8 +3,8 @@
 import argparse
 import sys
 
-from melora_bench.processes import interruptible
-from melora_bench.report import write
+from melora_bench.results.report import write
+from melora_bench.training.processes import interruptible
 
 
 def main() -> int:

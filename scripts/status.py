@@ -9,10 +9,11 @@ import sys
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from melora_bench.grid import experiment, points, split_arguments
-from melora_bench.points import Point, compose_run
-from melora_bench.processes import interruptible
-from melora_bench.tables import load_grid
+from melora_bench.grids.grid import experiment, points, split_arguments
+from melora_bench.results.tables import load_grid
+from melora_bench.training.configs import compose_run
+from melora_bench.training.points import Point
+from melora_bench.training.processes import interruptible
 
 NAME, BOTH = "--experiment", ["melora_table2", "mplora_table2"]
 STATES = ("done", "refused", "running", "failed", "missing")
@@ -67,7 +68,7 @@ def _refusals(point: Point, seeds: list[int]) -> dict[int, str]:
     """Imported where there is a record only: it takes torch."""
     if not seeds:
         return {}
-    from melora_bench.inputs import refusals
+    from melora_bench.training.inputs import refusals
 
     return refusals(point, seeds)
 

@@ -6,9 +6,9 @@ Without a name: all papers' tables. The options are those that the sweep was giv
 
 import sys
 
-from melora_bench.commands import for_tables
-from melora_bench.processes import interruptible
-from melora_bench.tables import regenerate
+from melora_bench.grids.commands import for_tables
+from melora_bench.results.tables import regenerate
+from melora_bench.training.processes import interruptible
 
 
 def written(name: str, results: str | None, experiment: str | None, named: bool) -> list[str]:

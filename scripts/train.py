@@ -8,14 +8,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from melora_bench.files import home
-from melora_bench.grid import own_experiment
-from melora_bench.processes import interruptible
-from melora_bench.progress import setup_logging
+from melora_bench.grids.grid import own_experiment
+from melora_bench.training.processes import interruptible
+from melora_bench.training.progress import setup_logging
 
 
 @hydra.main(config_path="../configs", config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> None:
-    from melora_bench.run import RunError, run  # imports torch: --help and a misspelt key answer without it
+    from melora_bench.training.run import RunError, run  # imports torch: --help and a misspelt key answer without it
 
     setup_logging()
     hydra_config = HydraConfig.get()

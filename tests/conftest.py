@@ -19,9 +19,9 @@ import transformers
 from hydra import compose, initialize_config_dir
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from melora_bench.notices import warn_once
-from melora_bench.points import compose_run
-from melora_bench.records import ROOT
+from melora_bench.external.notices import warn_once
+from melora_bench.files import ROOT
+from melora_bench.training.configs import compose_run
 
 # A shell lets what runs in its background ignore these, nohup the last, and their children too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -189,7 +189,7 @@ def composed(overrides: list[str], **options):
 
 def run_point(overrides: list[str]) -> list[Path]:
     """Run one point in this process; returns the records written."""
-    from melora_bench.run import run
+    from melora_bench.training.run import run
 
     return run(*compose_run(overrides))
 
@@ -200,8 +200,8 @@ class Interrupted(Exception):
 
 def interrupt(overrides: list[str]) -> None:
     """Run one point as `run_point` does, and let it die after its first round."""
-    from melora_bench.run import RunError
-    from melora_bench.training import Trainer
+    from melora_bench.training.run import RunError
+    from melora_bench.training.trainer import Trainer
 
     real = Trainer.train_round
 
@@ -226,7 +226,7 @@ def refused(tiny_overrides, tmp_path, monkeypatch):
 
     Returns the line. `drop` are beginnings of the tiny run's overrides to leave out.
     """
-    from melora_bench.run import RunError
+    from melora_bench.training.run import RunError
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.chdir(tmp_path)

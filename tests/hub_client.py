@@ -13,12 +13,11 @@ import huggingface_hub
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from melora_bench.data import load_rows
-from melora_bench.files import sha256_file
-from melora_bench.hub import hub_snapshot
-from melora_bench.points import compose_run
-from melora_bench.records import ROOT
+from melora_bench.external.hub import hub_snapshot
+from melora_bench.files import ROOT, sha256_file
 from melora_bench.tasks.instruct import read
+from melora_bench.tasks.sources import load_rows
+from melora_bench.training.configs import compose_run
 
 
 @contextlib.contextmanager
@@ -89,7 +88,7 @@ def fetched(cache: Path, repo: str, *, kind: str = "dataset", revision: str = "m
 
 def trained(cache: Path, overrides: list[str], offline: bool = False) -> list[Path] | str:
     """The records of a run, or its one line."""
-    from melora_bench.run import RunError, run
+    from melora_bench.training.run import RunError, run
 
     with at(cache, offline):
         try:

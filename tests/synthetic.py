@@ -4,7 +4,9 @@ import functools
 
 from omegaconf import OmegaConf
 
-from melora_bench.records import ROOT, RunRecord, config_hash, identity
+from melora_bench.files import ROOT
+from melora_bench.records.identity import config_hash, identity
+from melora_bench.records.records import RunRecord
 
 METRIC = {"cola": "matthews", "stsb": "pearson"}
 

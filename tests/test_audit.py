@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 from synthetic import record
 
-from melora_bench.audit import _noise, _selection, verdicts
-from melora_bench.tables import load_grid
+from melora_bench.results.audit import _noise, _selection, verdicts
+from melora_bench.results.tables import load_grid
 
 TABLE = load_grid("audit")["table"]
 NUMBER = {row["label"]: number for number, row in enumerate(TABLE["rows"])}

@@ -14,9 +14,9 @@ import torch
 from conftest import composed, files, write_csv
 from test_data import write
 
-from melora_bench.backbones import Encoder
-from melora_bench.points import Point
-from melora_bench.records import ROOT
+from melora_bench.files import ROOT
+from melora_bench.models.backbones import Encoder
+from melora_bench.training.points import Point
 
 PAIR = ("sentence1", "sentence2", "label")
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import AutoTokenizer, DataCollatorWithPadding
 
-from melora_bench import batches
-from melora_bench.batches import Split, TrainBatches, epoch_order, evaluation_batches, tokenise
 from melora_bench.files import cache_dir
+from melora_bench.tasks import batches
+from melora_bench.tasks.batches import Split, TrainBatches, epoch_order, evaluation_batches, tokenise
 
 check = settings(deadline=None, derandomize=True)
 SEED = st.integers(0, 2**31)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from melora_bench.records import ROOT
+from melora_bench.files import ROOT
 
 
 def bench(script: str, folder, *options: str) -> tuple[dict, str]:

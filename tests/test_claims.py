@@ -11,10 +11,10 @@ import pytest
 from conftest import composed, run_point
 from omegaconf import OmegaConf
 
-from melora_bench import records
-from melora_bench.points import Point
-from melora_bench.records import ROOT
-from melora_bench.run import RunError
+from melora_bench.files import ROOT
+from melora_bench.records import records
+from melora_bench.training.points import Point
+from melora_bench.training.run import RunError
 
 TRAIN = [sys.executable, str(ROOT / "scripts" / "train.py")]
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -60,6 +60,6 @@ def test_one_process_compiles_one_run_after_another(tiny_overrides, monkeypatch)
 def test_what_does_not_compile_runs_as_it_is(both, caplog):
     with torch._inductor.config.patch({"cpp.cxx": ("/no/such/compiler",)}):
         plain, compiled = both("lora")
-    [line] = [record.getMessage() for record in caplog.records if record.name == "melora_bench.training"]
+    [line] = [record.getMessage() for record in caplog.records if record.name == "melora_bench.training.trainer"]
     assert line.startswith("compile  it runs as it is: ") and "/no/such/compiler" in line
     assert_equal(plain, compiled)

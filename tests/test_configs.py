@@ -16,11 +16,12 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from melora_bench import methods
-from melora_bench.grid import as_list, points
+from melora_bench.files import ROOT
+from melora_bench.grids.grid import as_list, points
 from melora_bench.methods.base import Method
-from melora_bench.points import Point, compose_run
-from melora_bench.records import ROOT
-from melora_bench.tables import load_grid
+from melora_bench.results.tables import load_grid
+from melora_bench.training.configs import compose_run
+from melora_bench.training.points import Point
 
 CONFIGS = ROOT / "configs"
 
@@ -208,17 +209,17 @@ def test_every_module_with_a_method_has_a_yaml():
 @pytest.mark.parametrize("group", ["method", "task"])
 def test_the_training_loop_names_no_method_and_no_task(group):
     """`head` and `full` are also plain words, so for these methods only the class is looked for."""
-    text = (ROOT / "melora_bench" / "training.py").read_text().replace("melora_bench", "")
+    text = (ROOT / "melora_bench" / "training" / "trainer.py").read_text().replace("melora_bench", "")
     classes = {composed([f"{group}={name}"])[group]._target_.rsplit(".", 1)[1] for name in options(group)}
     names = (set(options(group)) | classes) - {"head", "full"}
     assert len(names) >= 5
     pattern = rf"(?<![a-z])({'|'.join(sorted(names))})(?![a-z])"
     assert re.findall(pattern, text, flags=re.IGNORECASE) == []
-    assert re.findall(r"\.(?:methods|tasks)\.(?!base\b)\w+", text) == []
+    assert re.findall(r"\.(?:methods|tasks)\.(?!base\b|batches\b)\w+", text) == []
 
 
 def test_what_reads_records_does_not_import_torch():
-    code = "import sys\nfrom melora_bench import grid, points, published, records, tables\nsys.exit('torch' in sys.modules)"
+    code = "import sys\nfrom melora_bench.results import tables\nsys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

@@ -5,8 +5,8 @@ import pytest
 from hydra.utils import get_class
 from test_contract import METHODS, PACKING
 
-from melora_bench.points import compose_run
-from melora_bench.records import ROOT
+from melora_bench.files import ROOT
+from melora_bench.training.configs import compose_run
 
 
 def test_the_committed_page_is_what_make_docs_writes():

@@ -20,12 +20,13 @@ from safetensors.torch import load_file, save_file
 from test_contract import METHODS, PACKING
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForMaskedLM
 
-from melora_bench import records
-from melora_bench.export import _base, load
+from melora_bench.adapters.export import _base, load
+from melora_bench.adapters.peft_format import NOTHING_ADAPTED, PREFIX, to_peft
+from melora_bench.files import ROOT
 from melora_bench.methods.base import merge
-from melora_bench.methods.interchange import NOTHING_ADAPTED, PREFIX, to_peft
-from melora_bench.points import build
-from melora_bench.records import ROOT, best_epoch
+from melora_bench.records import records
+from melora_bench.records.records import best_epoch
+from melora_bench.training.configs import build
 
 HEAD = "classifier."
 MERGED = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
@@ -323,10 +324,10 @@ def test_the_base_that_a_folder_names(merged, long, export, tiny_roberta, tmp_pa
     """Never a folder of this machine: the name that is given, the hub's of the same weights, or none; no file of the export
     holds a path."""
     run = {"run": long[0].run_id, "merged": merged}
-    monkeypatch.setattr("melora_bench.export.PUBLIC", {long[0].model["sha256"]: "somebody/public"})
+    monkeypatch.setattr("melora_bench.adapters.export.PUBLIC", {long[0].model["sha256"]: "somebody/public"})
     assert export(**run, to=tmp_path / "public")[0] == 0
     assert export(**run, to=tmp_path / "given", base=tiny_roberta)[0] == 0
-    monkeypatch.setattr("melora_bench.export.PUBLIC", {})
+    monkeypatch.setattr("melora_bench.adapters.export.PUBLIC", {})
     assert export(**run, to=tmp_path / "none")[0] == 0
     for place, base in (("public", "somebody/public"), ("given", str(tiny_roberta)), ("none", None)):
         text = (tmp_path / place / "README.md").read_text()
@@ -539,7 +540,7 @@ def test_failure_while_writing_leaves_nothing(broken, merged, to, error, long, e
             arguments[1].write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(f"melora_bench.export.{broken}", fail)
+    monkeypatch.setattr(f"melora_bench.adapters.export.{broken}", fail)
     with contextlib.suppress(OSError, KeyboardInterrupt):
         assert export(run=long[0].run_id, to=tmp_path / to, merged=merged)[0] != 0
     assert reached == [broken] and names(tmp_path) == set()
@@ -549,7 +550,7 @@ def test_failure_of_the_disk_is_one_line(long, refused, monkeypatch):
     def fail(*arguments, **options):
         raise OSError("no space left")
 
-    monkeypatch.setattr("melora_bench.export.save_file", fail)
+    monkeypatch.setattr("melora_bench.adapters.export.save_file", fail)
     refused("no space left", run=long[0].run_id)
 
 
@@ -560,7 +561,7 @@ def test_wrong_factors_are_noticed(long, refused, monkeypatch):
         config, tensors = to_peft(layers, replica)
         return config, {key: value * (1.5 if "lora_B" in key else 1.0) for key, value in tensors.items()}
 
-    monkeypatch.setattr("melora_bench.export.to_peft", scaled)
+    monkeypatch.setattr("melora_bench.adapters.export.to_peft", scaled)
     refused(r"logits of a stock library differ from ours by \d\.\de-0\d, nothing written", run=long[0].run_id)
 
 
@@ -570,7 +571,7 @@ def test_wrong_merge_is_noticed(long, refused, monkeypatch):
         found.roberta.encoder.layer[0].attention.self.value.weight.data *= 1.5
         return found
 
-    monkeypatch.setattr("melora_bench.export.merge", shifted)
+    monkeypatch.setattr("melora_bench.adapters.export.merge", shifted)
     refused(r"logits of a stock library differ from ours by .*, nothing written", run=long[0].run_id, merged="true")
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from synthetic import record
 
-from melora_bench.figures import against_parameters, curves, draw, forest, spectrum, sweep, to_lora
-from melora_bench.tables import assemble
+from melora_bench.results.figures import against_parameters, curves, draw, forest, spectrum, sweep, to_lora
+from melora_bench.results.tables import assemble
 
 
 def saved(folder, *found):

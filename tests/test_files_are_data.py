@@ -19,13 +19,13 @@ from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from melora_bench import checkpoints, records
-from melora_bench.backbones import Encoder, weight_files
-from melora_bench.checkpoints import load_checkpoint, save_checkpoint
-from melora_bench.embedded import OPTION, PUBLIC
-from melora_bench.files import sha256_file
-from melora_bench.records import ROOT, config_hash, options
-from melora_bench.run import RunError
+from melora_bench.external.embedded import OPTION, PUBLIC
+from melora_bench.files import ROOT, options, sha256_file
+from melora_bench.models.backbones import Encoder, weight_files
+from melora_bench.records.identity import config_hash
+from melora_bench.training import checkpoints
+from melora_bench.training.checkpoints import load_checkpoint, save_checkpoint
+from melora_bench.training.run import RunError
 
 
 @pytest.fixture(scope="module")
@@ -450,5 +450,5 @@ def test_a_checkpoint_with_any_other_value(begun, tmp_path):
 
 def test_configs_name_classes_of_this_package_only():
     for group in ("method", "task", "backbone", "data"):
-        for name in records.options(group):
+        for name in options(group):
             assert OmegaConf.load(ROOT / "configs" / group / f"{name}.yaml")._target_.startswith("melora_bench.")

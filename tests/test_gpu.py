@@ -10,10 +10,10 @@ from conftest import interrupt, run_point
 from test_contract import METHODS
 from test_training import NO_DROPOUT, adapters, curves, equal, poison_replica_1, without_dropout
 
-from melora_bench import records
 from melora_bench.methods.lora import LoRA
-from melora_bench.run import RunError
-from melora_bench.training import Trainer
+from melora_bench.records import records
+from melora_bench.training.run import RunError
+from melora_bench.training.trainer import Trainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

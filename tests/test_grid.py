@@ -11,11 +11,11 @@ from conftest import composed
 from omegaconf import OmegaConf
 from synthetic import record
 
-from melora_bench.grid import experiment, points
-from melora_bench.points import Point
-from melora_bench.records import ROOT
-from melora_bench.shapes import name as is_name
-from melora_bench.tables import assemble, load_grid
+from melora_bench.external.shapes import name as is_name
+from melora_bench.files import ROOT
+from melora_bench.grids.grid import experiment, points
+from melora_bench.results.tables import assemble, load_grid
+from melora_bench.training.points import Point
 
 TABLES = sorted(path.stem for path in (ROOT / "configs" / "table").glob("*.yaml"))
 
@@ -165,7 +165,7 @@ def test_a_trial_of_a_table_does_not_poison_it(tiny_overrides, tmp_path, capsys,
     assert re.search(r"train  mrpc lora-\w+  seeds \[0\]  recipe=mplora/mrpc \(mplora's\): lr ", out)
     [path] = (tmp_path / "results").rglob("*.json")
     assert path.parent.parent.name == name
-    monkeypatch.setattr("melora_bench.inputs.warn_once", lambda text: pytest.fail(text))
+    monkeypatch.setattr("melora_bench.training.inputs.warn_once", lambda text: pytest.fail(text))
     assert status.main(["mplora_table2", *short, "max_train_rows=32"]) == 0
     assert f"mplora_table2 (experiment={name}): 1 done, 0 running, 0 failed, 0 missing" in capsys.readouterr().out
     assert assemble("mplora_table2", str(tmp_path / "results")).cells == {}

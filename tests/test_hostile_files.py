@@ -29,14 +29,16 @@ from safetensors.torch import save_file
 from synthetic import record
 from torch import nn
 
-from melora_bench import figures, reading, records, report, tables
-from melora_bench.data import LocalData, load_rows
-from melora_bench.files import canonical_json, sha256_json
-from melora_bench.methods.interchange import _by_module
+from melora_bench.adapters.peft_format import _by_module
+from melora_bench.external import reading
+from melora_bench.files import ROOT, canonical_json, sha256_json
 from melora_bench.methods.lora import LoRALayer
-from melora_bench.records import ROOT
-from melora_bench.starts import load_peft
+from melora_bench.records import records
+from melora_bench.records.identity import config_hash
+from melora_bench.results import figures, report, tables
 from melora_bench.tasks import instruct
+from melora_bench.tasks.sources import LocalData, load_rows
+from melora_bench.training.starts import load_peft
 
 RECORD = next((ROOT / "results" / "runs" / "mplora_table2").glob("mrpc/lora-*.json"))
 TEXT = "a|b`c`<script>alert(1)</script><!--[x](http://e)*\\d~^$_&%#{}\"'"
@@ -63,7 +65,7 @@ def refusal(call, *arguments) -> str:
 
 def sealed(content: dict, folder: Path) -> Path:
     """A file with these contents, under digests that are right."""
-    content = content | {"config_hash": records.config_hash(content["config"])}
+    content = content | {"config_hash": config_hash(content["config"])}
     text = json.dumps(content | {"digest": sha256_json({key: content[key] for key in content if key != "digest"})})
     path = folder / "runs" / "mplora_table2" / "mrpc" / RECORD.name
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,8 +23,9 @@ import pytest
 import transformers
 from hub_server import Hub
 
-from melora_bench import records
-from melora_bench.backbones import FILES
+from melora_bench.files import ROOT
+from melora_bench.models.backbones import FILES
+from melora_bench.records import records
 
 GLUE, ROBERTA = "nyu-mll/glue", "FacebookAI/roberta-base"
 TEXTS = {
@@ -533,7 +534,7 @@ def test_a_cache_that_cannot_be_written(hub, client, tmp_path):
 
 
 def program(script: str, environment: dict, home: Path, *overrides: str, **changed) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(records.ROOT / "scripts" / script), *overrides]
+    command = [sys.executable, str(ROOT / "scripts" / script), *overrides]
     own = environment | {"HF_HOME": str(home), "MELORA_BENCH_CACHE": str(home / "melora_bench")} | changed
     home.mkdir(exist_ok=True)
     return subprocess.run(command, env=own, cwd=home, capture_output=True, text=True, timeout=300)
@@ -584,7 +585,7 @@ def test_the_documented_way_to_nodes_without_a_network(hub, client, environment,
     for name, (repo, branch) in BENCHMARKS.items():
         folder = instruct_fakes.write_hub(root / name, converted=name == "bbh") / name
         hub.commit("dataset", repo, contents(folder), branch)
-    commands = re.findall(r"^\.venv/bin/hf (.+?)(?:  #.*)?$", (records.ROOT / "docs" / "cluster.md").read_text(), re.M)
+    commands = re.findall(r"^\.venv/bin/hf (.+?)(?:  #.*)?$", (ROOT / "docs" / "cluster.md").read_text(), re.M)
     cache = tmp_path / "cache"
     for command in commands:
         words = [sys.executable, "-m", "huggingface_hub.cli.hf", *shlex.split(command)]

@@ -10,10 +10,10 @@ from conftest import run_point
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from melora_bench import records
-from melora_bench.export import export
+from melora_bench.adapters.export import export
 from melora_bench.files import sha256_file
-from melora_bench.run import RunError
+from melora_bench.records import records
+from melora_bench.training.run import RunError
 
 TARGETS = ["value", "intermediate.dense"]
 LORA = ("lora", "mplora", "dylora", "lora_fa", "delta_lora")

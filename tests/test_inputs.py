@@ -16,13 +16,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_training import curves
 
-from melora_bench import files, inputs, records
-from melora_bench.embedded import vader_folder
-from melora_bench.fetching import nothing_fetched
-from melora_bench.notices import warn_once
-from melora_bench.points import Point, build, compose_run
-from melora_bench.records import parts
-from melora_bench.run import RunError
+from melora_bench import files
+from melora_bench.external.embedded import vader_folder
+from melora_bench.external.fetching import nothing_fetched
+from melora_bench.external.notices import warn_once
+from melora_bench.records import provenance, records
+from melora_bench.records.records import parts
+from melora_bench.training import inputs
+from melora_bench.training.configs import build, compose_run
+from melora_bench.training.points import Point
+from melora_bench.training.run import RunError
 
 
 @pytest.fixture
@@ -185,7 +188,7 @@ def test_a_look_fetches_nothing(own, tmp_path, monkeypatch, caplog):
 
 def test_what_a_package_carries_is_not_fetched_for_a_look(monkeypatch, tmp_path):
     monkeypatch.setenv("MELORA_BENCH_CACHE", str(tmp_path))
-    monkeypatch.setattr("melora_bench.embedded.subprocess.run", None)  # would raise if it were called
+    monkeypatch.setattr("melora_bench.external.embedded.subprocess.run", None)  # would raise if it were called
     with nothing_fetched(), pytest.raises(ValueError, match=rf"vaderSentiment==3.3.2 is not in the cache {tmp_path}"):
         vader_folder()
 
@@ -268,8 +271,8 @@ def test_fewer_rows_are_another_schedule(begun, tmp_path):
 
 def test_who_trained_the_first_epochs_is_recorded(begun, own, tmp_path, monkeypatch, caplog):
     """A run that goes on with other code or on another device lists its parts; its numbers are those of an unbroken one."""
-    monkeypatch.setattr(records, "git_state", lambda: {"commit": "f" * 40, "dirty": True})
-    monkeypatch.setattr(records, "code_sha256", lambda: "c" * 64)
+    monkeypatch.setattr(provenance, "git_state", lambda: {"commit": "f" * 40, "dirty": True})
+    monkeypatch.setattr(provenance, "code_sha256", lambda: "c" * 64)
     with caplog.at_level(logging.WARNING, logger="melora_bench"):
         made = [records.load(path) for path in run_point(begun)]
     assert "goes on with other code, versions or device than it was begun with" in caplog.text

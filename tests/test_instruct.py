@@ -13,9 +13,9 @@ from hydra.utils import instantiate
 from tokenizers import processors
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from melora_bench.batches import TrainBatches, epoch_order, evaluation_batches
-from melora_bench.data import LocalData
+from melora_bench.tasks.batches import TrainBatches, epoch_order, evaluation_batches
 from melora_bench.tasks.instruct import InstructTask, read
+from melora_bench.tasks.sources import LocalData
 
 LIMITS = {"max_length": 96, "max_train_rows": None, "max_eval_rows": None}
 WITH_INPUT = (

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from test_export import MERGED
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from melora_bench import records
-from melora_bench.export import export
-from melora_bench.methods.interchange import PREFIX
-from melora_bench.run import RunError
+from melora_bench.adapters.export import export
+from melora_bench.adapters.peft_format import PREFIX
+from melora_bench.records import records
 from melora_bench.tasks.instruct import InstructTask
+from melora_bench.training.run import RunError
 
 METHODS = ["lora", "melora", "mplora"]
 TRAINING = ("seeds=[0,1]", "epochs=3", "lr=0.05")

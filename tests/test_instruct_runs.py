@@ -14,15 +14,16 @@ from test_training import NO_DROPOUT, TRAIN, adapters, curves, equal
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from melora_bench import checkpoints, records
 from melora_bench.files import sha256_file
+from melora_bench.grids.plan import Size, plan
 from melora_bench.methods.lora import LoRALayer
-from melora_bench.plan import Size, plan
-from melora_bench.points import build
-from melora_bench.run import RunError, load_task
-from melora_bench.sharding import shard_backbone
+from melora_bench.records import records
 from melora_bench.tasks.instruct import InstructTask
-from melora_bench.training import Trainer
+from melora_bench.training import checkpoints
+from melora_bench.training.configs import build
+from melora_bench.training.run import RunError, load_task
+from melora_bench.training.sharding import shard_backbone
+from melora_bench.training.trainer import Trainer
 
 TIGHT = ["method=adalora", "method.delta_t=1"]  # pruned after every step
 
@@ -229,7 +230,7 @@ def test_rows_per_second_count_rows_not_evaluations(alpaca_overrides):
 def test_the_plan_counts_what_a_run_by_steps_does(alpaca_overrides, monkeypatch):
     """Six steps are one and a half epochs of four; evaluated after four of them and at the end."""
     grid = {"experiment": "audit", "table": {"tasks": ["alpaca"], "rows": [{"points": {"method": "lora"}}]}}
-    monkeypatch.setattr("melora_bench.plan.load_grid", lambda name: grid)
+    monkeypatch.setattr("melora_bench.grids.plan.load_grid", lambda name: grid)
     kept = [item for item in alpaca_overrides if not item.startswith("task=")]
     limits = ["max_train_rows=null", "max_eval_rows=null", "seeds=[0,1]", "max_steps=6", "eval_steps=4"]
     [cost] = plan("audit", [*kept, *limits])

@@ -20,10 +20,11 @@ from conftest import files, run_point
 from test_contract import PACKING
 from test_training import adapters, curves, equal
 
-from melora_bench import checkpoints, records
-from melora_bench.processes import INTERRUPTED, interruptible
-from melora_bench.run import RunError
-from melora_bench.training import Trainer
+from melora_bench.records import records
+from melora_bench.training import checkpoints
+from melora_bench.training.processes import INTERRUPTED, interruptible
+from melora_bench.training.run import RunError
+from melora_bench.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 OPERATIONS = (
@@ -38,7 +39,7 @@ OPERATIONS = (
 
 # A parent that has imported everything forks every worker: what a run imports only when it needs it takes seconds.
 LATE = ("torch._dynamo", "melora_bench.tasks.text", "transformers.models.roberta.modeling_roberta",
-        "transformers.models.roberta.tokenization_roberta", "melora_bench.metrics")  # fmt: skip
+        "transformers.models.roberta.tokenization_roberta", "melora_bench.tasks.metrics")  # fmt: skip
 for name in LATE:
     importlib.import_module(name)
 FORKS = multiprocessing.get_context("forkserver")

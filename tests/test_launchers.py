@@ -8,8 +8,8 @@ import sys
 import pytest
 from hydra import compose, initialize_config_dir
 
-from melora_bench import records
-from melora_bench.records import ROOT
+from melora_bench.files import ROOT
+from melora_bench.records import records
 
 MODULES = {
     "joblib": "joblib_launcher",

@@ -26,13 +26,17 @@ from synthetic import record
 from test_claims import point
 from test_training import adapters, curves, equal
 
-from melora_bench import batches, embedded, files, metrics, processes, records
-from melora_bench.export import export
-from melora_bench.files import cache_dir, claimed, held, home, write_atomic, write_folder
-from melora_bench.notices import warn_once
-from melora_bench.records import ROOT
-from melora_bench.run import RunError
-from melora_bench.training import Trainer
+from melora_bench import files
+from melora_bench.adapters.export import export
+from melora_bench.external import embedded
+from melora_bench.external.notices import warn_once
+from melora_bench.files import ROOT, cache_dir, home, write_atomic, write_folder
+from melora_bench.records import provenance, records
+from melora_bench.tasks import batches, metrics
+from melora_bench.training import processes
+from melora_bench.training.claims import claimed, held
+from melora_bench.training.run import RunError
+from melora_bench.training.trainer import Trainer
 
 NOWHERE = "/proc/nowhere"  # not even root can make a folder there
 
@@ -56,9 +60,9 @@ def git(tmp_path, monkeypatch):
             (folder / "git").chmod(0o755)
         monkeypatch.setenv("PATH", str(folder))
 
-    records.git_state.cache_clear()
+    provenance.git_state.cache_clear()
     yield replace
-    records.git_state.cache_clear()
+    provenance.git_state.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -72,16 +76,16 @@ def git(tmp_path, monkeypatch):
     ids=["none", "dubious", "no repository", "hangs"],
 )
 def test_without_git_the_commit_is_null_and_one_warning_says_so(script, why, git, monkeypatch, caplog):
-    monkeypatch.setattr(records, "GIT_SECONDS", 0.5)
+    monkeypatch.setattr(provenance, "GIT_SECONDS", 0.5)
     git(script)
-    assert records.git_state() == records.git_state() == {"commit": None, "dirty": None}
+    assert provenance.git_state() == provenance.git_state() == {"commit": None, "dirty": None}
     [line] = warnings(caplog)
     assert re.search(f"records will not say which commit made them: .*{why}", line)
 
 
 def test_git_says_what_it_knows(git, tmp_path, monkeypatch, caplog):
-    git('case "$*" in *rev-parse*) echo 0123;; *) echo " M melora_bench/run.py";; esac')
-    assert records.git_state() == {"commit": "0123", "dirty": True}
+    git('case "$*" in *rev-parse*) echo 0123;; *) echo " M melora_bench/files.py";; esac')
+    assert provenance.git_state() == {"commit": "0123", "dirty": True}
     assert warnings(caplog) == []
 
 
@@ -576,7 +580,7 @@ def test_tables_take_the_sweeps_arguments(tmp_path, monkeypatch, capsys):
     """The records' folder and experiment as the sweep was given them, quoted or under ~; other overrides change nothing."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(
-        "melora_bench.commands.options", lambda group: set()
+        "melora_bench.grids.commands.options", lambda group: set()
     )  # nothing is written among the committed results
     results = tmp_path / "a b"
     record(method="mplora", n=2, experiment="mine").save(results)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import run_point
 
-from melora_bench.plan import plan
+from melora_bench.grids.plan import plan
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_a_point_that_does_not_fit_has_an_unknown_cost(narrowed, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr("melora_bench.plan.probe", full)
+    monkeypatch.setattr("melora_bench.grids.plan.probe", full)
     assert {cost.problem for cost in plan("mplora_table1", narrowed)} == {
         "batch_size=16 of 2 seeds does not fit the device's memory: a run trains them in waves; or give fewer seeds, or "
         "raise accumulation"

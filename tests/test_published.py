@@ -4,8 +4,8 @@ import collections
 
 import pytest
 
-from melora_bench import published
-from melora_bench.published import Cell
+from melora_bench.results import published
+from melora_bench.results.published import Cell
 
 PAPERS = sorted(path.stem for path in published.FOLDER.glob("*.csv"))
 # Printed averages that do not agree with their own printed cells: {(paper, table, method, variant): (printed, mean)}.

@@ -9,8 +9,9 @@ from conftest import composed
 from omegaconf import OmegaConf
 from synthetic import record
 
-from melora_bench import records
 from melora_bench.files import sha256_json
+from melora_bench.records import provenance, records
+from melora_bench.records.identity import UNLESS_SET, config_hash, identity
 
 FIXTURES = sorted((Path(__file__).parent / "data" / "records" / "v1").glob("*/*.json"))
 LOCAL = ["data=local", "data.root=/there"]
@@ -18,7 +19,7 @@ LOCAL = ["data=local", "data.root=/there"]
 
 def digest(*overrides: str) -> str:
     config = OmegaConf.to_container(composed([*LOCAL, *overrides]), resolve=True)
-    return records.config_hash(records.identity(config))
+    return config_hash(identity(config))
 
 
 @pytest.mark.parametrize("override", [
@@ -42,19 +43,17 @@ def test_the_hash_sees_what_changes_numbers(override):
 def test_a_later_key_changes_no_hash_while_it_is_null():
     """What runs were recorded before there was max_steps are still these runs."""
     config = {"lr": 1.0, "method": {"r": 8}}
-    later = dict.fromkeys(records.UNLESS_SET)
-    assert records.identity(config | later) == config and records.identity(config | later | {"max_steps": 3}) != config
+    later = dict.fromkeys(UNLESS_SET)
+    assert identity(config | later) == config and identity(config | later | {"max_steps": 3}) != config
 
 
 def test_the_hash_does_not_see_the_order_of_keys_or_the_type_of_a_whole_number():
     config = {"lr": 2.0, "method": {"r": 8, "sizes": [1, 2.0], "init": None}}
     turned = {"method": {"init": None, "sizes": [1.0, 2], "r": 8.0}, "lr": 2}
-    assert records.config_hash(config) == records.config_hash(turned)
-    assert records.config_hash(config) != records.config_hash(config | {"lr": 2.5})
-    assert records.config_hash(config) != records.config_hash(
-        config | {"method": {"r": 8, "sizes": [2, 1], "init": None}}
-    )
-    assert records.config_hash({"a": 1}) != records.config_hash({"a": "1"})
+    assert config_hash(config) == config_hash(turned)
+    assert config_hash(config) != config_hash(config | {"lr": 2.5})
+    assert config_hash(config) != config_hash(config | {"method": {"r": 8, "sizes": [2, 1], "init": None}})
+    assert config_hash({"a": 1}) != config_hash({"a": "1"})
 
 
 def test_a_saved_record_comes_back_equal_and_sealed(tmp_path):
@@ -157,19 +156,19 @@ def test_keys_that_are_numbers_survive(tmp_path):
 
 def test_the_commit_and_a_dirty_tree_are_seen(tmp_path, monkeypatch):
     """Code counts, notes and results do not; outside a checkout nothing is known."""
-    monkeypatch.setattr(records, "ROOT", tmp_path)
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert records.git_state.__wrapped__() == {"commit": None, "dirty": None}
-    code, note = tmp_path / "melora_bench" / "run.py", tmp_path / "results" / "note.md"
+    assert provenance.git_state.__wrapped__() == {"commit": None, "dirty": None}
+    code, note = tmp_path / "melora_bench" / "files.py", tmp_path / "results" / "note.md"
     for path in (code, note):
         path.parent.mkdir()
         path.write_text("one")
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
         subprocess.run([*git, *command], check=True)
-    clean = records.git_state.__wrapped__()
+    clean = provenance.git_state.__wrapped__()
     assert len(clean["commit"]) == 40 and clean["dirty"] is False
     note.write_text("two")
-    assert records.git_state.__wrapped__() == clean
+    assert provenance.git_state.__wrapped__() == clean
     code.write_text("two")
-    assert records.git_state.__wrapped__() == clean | {"dirty": True}
+    assert provenance.git_state.__wrapped__() == clean | {"dirty": True}

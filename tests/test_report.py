@@ -10,8 +10,8 @@ import subprocess
 import pytest
 from synthetic import record
 
-from melora_bench.figures import draw
-from melora_bench.report import write
+from melora_bench.results.figures import draw
+from melora_bench.results.report import write
 
 PROBE = """<script>
 window.addEventListener("load", () => {

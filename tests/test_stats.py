@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import record
 
-from melora_bench.estimates import scores, sure
-from melora_bench.stats import average_interval, improvement
+from melora_bench.results.estimates import scores, sure
+from melora_bench.results.stats import average_interval, improvement
 
 
 def exact(values: np.ndarray, level: float) -> tuple[float, float]:

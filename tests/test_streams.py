@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_training import curves
 
-from melora_bench.backbones import Encoder
-from melora_bench.batches import Split, count_tokens
-from melora_bench.streams import KINDS, check_layout, pool_rows, takes_streams
+from melora_bench.models.backbones import Encoder
+from melora_bench.models.streams import KINDS, check_layout, pool_rows, takes_streams
+from melora_bench.tasks.batches import Split, count_tokens
 
 SIZES = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
          "max_position_embeddings": 70, "num_labels": 3}  # fmt: skip

@@ -13,9 +13,10 @@ import pandas as pd
 import pytest
 from synthetic import record
 
-from melora_bench.published import Cell
-from melora_bench.records import ROOT, config_hash
-from melora_bench.tables import (
+from melora_bench.files import ROOT
+from melora_bench.records.identity import config_hash
+from melora_bench.results.published import Cell
+from melora_bench.results.tables import (
     Score,
     _settings,
     collect,

@@ -14,9 +14,9 @@ from scipy import stats
 from sklearn import metrics as sk
 from transformers import AutoTokenizer
 
-from melora_bench import metrics
-from melora_bench.batches import Split
-from melora_bench.data import LocalData
+from melora_bench.tasks import metrics
+from melora_bench.tasks.batches import Split
+from melora_bench.tasks.sources import LocalData
 from melora_bench.tasks.text import TextTask, halves
 
 check = settings(deadline=None, derandomize=True)

@@ -15,11 +15,11 @@ from conftest import Interrupted, composed, run_point
 from safetensors.torch import load_file
 from test_contract import METHODS
 
-from melora_bench import records
+from melora_bench.files import ROOT
 from melora_bench.methods.lora import LoRA
-from melora_bench.records import ROOT
-from melora_bench.run import RunError
-from melora_bench.training import Trainer
+from melora_bench.records import records
+from melora_bench.training.run import RunError
+from melora_bench.training.trainer import Trainer
 
 TRAIN = [sys.executable, str(ROOT / "scripts" / "train.py")]
 NO_DROPOUT = ["method.lora_dropout=0", "backbone.dropout=0"]

@@ -11,9 +11,9 @@ from typing import ClassVar
 
 import pyarrow.parquet as pq
 
+from melora_bench.external.hub import hub_snapshot
+from melora_bench.external.reading import is_text, read_jsonl, reading
 from melora_bench.files import sha256_file, sha256_json
-from melora_bench.hub import hub_snapshot
-from melora_bench.reading import is_text, read_jsonl, reading
 
 OFFLINE = "offline, give a folder with a copy of it, or of the original files"
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from melora_bench.external.reading import read_json
 from melora_bench.instructeval.base import Benchmark, Question, Subject, read_parquet, text_of
-from melora_bench.reading import read_json
 
 
 @dataclass(kw_only=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from melora_bench.external.reading import is_text
 from melora_bench.instructeval.base import Benchmark, Question, Subject, read_jsonl_gz, read_parquet, text_of
-from melora_bench.reading import is_text
 
 PASSAGE, QUESTION, ANSWER = "Passage: ", "\nQuestion: ", "\nAnswer:"  # around the parts of the local file's context
 

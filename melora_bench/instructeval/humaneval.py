@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from melora_bench.instructeval.base import Benchmark, Question, Subject, read_jsonl_gz, read_parquet, text_of
-from melora_bench.instructeval.tampering import tampering
+from melora_bench.instructeval.sandbox.tampering import tampering
 
 INSTRUCTION = (
     "Please complete the following Python code without providing any additional tasks such as testing or explanations\n"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from melora_bench.external.reading import is_text, reading
 from melora_bench.instructeval.base import Benchmark, Question, Subject, read_parquet, text_of
-from melora_bench.reading import is_text, reading
 
 LETTERS = "ABCD"
 

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from melora_bench.files import canonical_json, sha256_json, write_atomic, write_text
 from melora_bench.instructeval.base import Benchmark, Prompt, Question, Questions, read_jsonl_gz
 from melora_bench.instructeval.generate import check_model, check_room, generate
-from melora_bench.progress import console
+from melora_bench.training.progress import console
 
 log = logging.getLogger(__name__)
 LINE_SECONDS = 60  # between two progress lines where there is no terminal

@@ -1,1 +1,1 @@
-"""What is learned and how it is scored; each task is a configs/task/<name>.yaml over a class of this package."""
+"""What is learned and how it is scored: tasks, their data, batches and metrics."""

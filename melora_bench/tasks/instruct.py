@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from melora_bench.batches import Split, tokenise
+from melora_bench.external.reading import is_text, read_json, read_jsonl, reading, unpacked
 from melora_bench.files import sha256_file
-from melora_bench.reading import is_text, read_json, read_jsonl, reading, unpacked
+from melora_bench.tasks.batches import Split, tokenise
 from melora_bench.tasks.text import halves
 
 log = logging.getLogger(__name__)

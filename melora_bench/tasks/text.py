@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from melora_bench import metrics
-from melora_bench.batches import Split, tokenise
-from melora_bench.data import load_rows
 from melora_bench.files import sha256_file
+from melora_bench.tasks import metrics
+from melora_bench.tasks.batches import Split, tokenise
+from melora_bench.tasks.sources import load_rows
 
 log = logging.getLogger(__name__)
 

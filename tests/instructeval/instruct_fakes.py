@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from melora_bench.records import ROOT
+from melora_bench.files import ROOT
 
 BENCHMARKS = ["mmlu", "bbh", "drop", "humaneval"]
 

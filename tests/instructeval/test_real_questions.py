@@ -6,7 +6,7 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from melora_bench.records import ROOT
+from melora_bench.files import ROOT
 
 
 @pytest.fixture

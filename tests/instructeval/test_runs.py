@@ -17,13 +17,15 @@ from instruct_fakes import SMALL, byte_tokenizer, tiny_llama, write_original
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from melora_bench import checkpoints, records
-from melora_bench.files import claimed
+from melora_bench.external.notices import warn_once
+from melora_bench.files import ROOT
 from melora_bench.instructeval.generate import generate
-from melora_bench.instructeval.run import _asked, _experiment, score
-from melora_bench.notices import warn_once
-from melora_bench.run import RunError
-from melora_bench.tables import regenerate
+from melora_bench.instructeval.score import _asked, _experiment, score
+from melora_bench.records import records
+from melora_bench.results.tables import regenerate
+from melora_bench.training import checkpoints
+from melora_bench.training.claims import claimed
+from melora_bench.training.run import RunError
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,7 @@ def scored(name: str, overrides: list[str]):
 
 def composed_score(overrides: list[str]):
     """What scripts/instructeval.py does with this command line."""
-    with initialize_config_dir(str(records.ROOT / "configs"), version_base="1.3"):
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         cfg = compose("instructeval", overrides, return_hydra_config=True)
     plain = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
     return score(plain, dict(cfg.hydra.runtime.choices))
@@ -113,7 +115,7 @@ def test_a_tuned_and_an_untuned_model_are_scored_recorded_and_tabulated(place, t
 ])  # fmt: skip
 def test_a_score_that_is_asked_otherwise_is_a_trial(overrides, experiment):
     """Compared by value with configs/, and with the precision in which the model was trained."""
-    with initialize_config_dir(str(records.ROOT / "configs"), version_base="1.3"):
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         config = OmegaConf.to_container(compose("instructeval", ["run=mine/alpaca/lora-0", *overrides]), resolve=True)
     scored = SimpleNamespace(
         config={"precision": "bf16"} if config["run"] else {}, experiment="mine" if config["run"] else "adhoc"
@@ -161,7 +163,7 @@ def test_what_is_recorded_is_not_scored_again_and_a_slice_is_another_record(plac
     before = whole.read_bytes()
     [part] = scored("mmlu", [*scoring, "limit=2"])
     assert part != whole and records.load(part).epochs[0]["report"]["questions"] == 2
-    monkeypatch.setattr("melora_bench.instructeval.run.evaluate", None)  # would raise if it were called
+    monkeypatch.setattr("melora_bench.instructeval.score.evaluate", None)  # would raise if it were called
     assert scored("mmlu", scoring) == [whole] and whole.read_bytes() == before
 
 
@@ -207,7 +209,7 @@ def test_what_was_written_outlives_a_sandbox_that_fails(place, monkeypatch):
             raise ValueError("isolation=namespaces does not work here")
         return SimpleNamespace(passed=True)
 
-    monkeypatch.setattr("melora_bench.instructeval.run.sandbox.run", run)
+    monkeypatch.setattr("melora_bench.instructeval.score.sandbox.run", run)
     with pytest.raises(ValueError, match="does not work here"):
         scored("humaneval", scoring)
     monkeypatch.setattr("melora_bench.instructeval.scoring.generate", None)  # would raise if it were called
@@ -217,7 +219,9 @@ def test_what_was_written_outlives_a_sandbox_that_fails(place, monkeypatch):
 
 
 def test_a_sandbox_that_fails_everything_is_refused(place, tmp_path, monkeypatch):
-    monkeypatch.setattr("melora_bench.instructeval.run.sandbox.run", lambda program, **_: SimpleNamespace(passed=False))
+    monkeypatch.setattr(
+        "melora_bench.instructeval.score.sandbox.run", lambda program, **_: SimpleNamespace(passed=False)
+    )
     with pytest.raises(ValueError, match="isolation=namespaces fails even an empty program"):
         scored("humaneval", [*place[1], "allow_code_execution=true"])
     assert not (tmp_path / "results").exists()
@@ -240,7 +244,7 @@ def test_the_weaker_sandbox_must_be_asked_for_and_is_recorded(place, monkeypatch
         asked.append(options)
         return SimpleNamespace(passed=True)
 
-    monkeypatch.setattr("melora_bench.instructeval.run.sandbox.run", run)
+    monkeypatch.setattr("melora_bench.instructeval.score.sandbox.run", run)
     [path] = scored("humaneval", [*scoring, "isolation=process"])
     assert records.load(path).epochs[0]["report"]["isolation"] == "process"
     assert asked == [{"allow_code_execution": True, "isolation": "process"}] * 3  # none, the model's, the authors'
@@ -287,8 +291,8 @@ def test_the_harness_gets_the_model_under_the_same_precision(place, monkeypatch)
         seen.append((name, options["autocast"]))
         return {"engine": "lm_eval", "results": {}, "versions": {}}
 
-    monkeypatch.setattr("melora_bench.instructeval.run.harness_scores", harness)
-    monkeypatch.setattr("melora_bench.instructeval.run.check_harness", lambda benchmark: None)
+    monkeypatch.setattr("melora_bench.instructeval.score.harness_scores", harness)
+    monkeypatch.setattr("melora_bench.instructeval.score.check_harness", lambda benchmark: None)
     scored("mmlu", [*scoring, "protocol=lm_eval"])
     scored("mmlu", [*scoring, "protocol=lm_eval", "precision=bf16"])
     assert seen == [("mmlu", None), ("mmlu", torch.bfloat16)]
@@ -298,7 +302,7 @@ def test_the_harness_gets_the_model_under_the_same_precision(place, monkeypatch)
 
 def test_of_several_benchmarks_one_that_is_refused_does_not_stop_the_others(place, tmp_path):
     _, scoring = place
-    command = [sys.executable, str(records.ROOT / "scripts" / "instructeval.py"), "-m", *scoring, "task=humaneval,bbh"]
+    command = [sys.executable, str(ROOT / "scripts" / "instructeval.py"), "-m", *scoring, "task=humaneval,bbh"]
     done = subprocess.run([*command, *sized("bbh")[1:]], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode != 0 and "set allow_code_execution=true" in done.stderr and "Traceback" not in done.stderr
     assert [path.parent.name for path in (tmp_path / "results").rglob("*.json")] == ["bbh"]
@@ -312,7 +316,7 @@ def test_prompts_fetch_a_tokenizer_only(place, model, tmp_path, monkeypatch):
         asked.extend(patterns)
         return model, "0" * 40
 
-    monkeypatch.setattr("melora_bench.backbones.hub_snapshot", snapshot)
+    monkeypatch.setattr("melora_bench.models.backbones.hub_snapshot", snapshot)
     kept = [item for item in scoring if not item.startswith("backbone")]
     scored("bbh", [*kept, "backbone=llama2_7b", "limit=2", f"prompts={tmp_path}/p.jsonl"])
     assert "*.safetensors" not in asked and "tokenizer*" in asked

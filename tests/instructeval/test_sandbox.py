@@ -19,10 +19,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from melora_bench.instructeval import sandbox
+from melora_bench.files import ROOT
 from melora_bench.instructeval.humaneval import completion, program
-from melora_bench.points import build
-from melora_bench.records import ROOT
+from melora_bench.instructeval.sandbox import runner as sandbox
+from melora_bench.training.configs import build
 
 SYSTEM_PYTHON = "/usr/bin/python3"  # an interpreter that every user can read, which a developer's own may not be
 ORDINARY = ("setpriv", "--reuid=54321", "--regid=54321", "--clear-groups")
@@ -366,7 +366,7 @@ def test_an_interrupted_caller_leaves_nothing(forking_box):
     program = "import os, time\nif os.fork() == 0: os.setsid()\ntime.sleep(3600)"
     script = f"""
 import tempfile
-from melora_bench.instructeval import sandbox
+from melora_bench.instructeval.sandbox import runner as sandbox
 tempfile.tempdir, sandbox.COMMAND = {tempfile.tempdir!r}, {sandbox.COMMAND!r}
 sandbox.run({program!r}, allow_code_execution=True, timeout=3600, isolation={forking_box.isolation!r})
 """

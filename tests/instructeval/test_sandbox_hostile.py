@@ -20,8 +20,8 @@ from pathlib import Path
 import pytest
 from test_sandbox import FILTERED, MODES, ORDINARY, SYSTEM_PYTHON, Box, change, end, folder  # noqa: F401 (a fixture)
 
-from melora_bench.instructeval import sandbox
-from melora_bench.instructeval.system_calls import ARCHITECTURES, filter_for, numbers
+from melora_bench.instructeval.sandbox import runner as sandbox
+from melora_bench.instructeval.sandbox.system_calls import ARCHITECTURES, filter_for, numbers
 
 USER_ID = 54321  # of ORDINARY
 OWN = "process of an ordinary user"  # the caller, too, is an ordinary user, the program's own
@@ -35,7 +35,7 @@ DRIVER = """
 import dataclasses, json, sys, tempfile
 copy, tempfile.tempdir, supervisor = sys.argv[1:]
 sys.path.insert(0, copy)
-from melora_bench.instructeval import sandbox
+from melora_bench.instructeval.sandbox import runner as sandbox
 sandbox.COMMAND = (*sandbox.COMMAND[:-1], supervisor or sandbox.COMMAND[-1])
 for line in sys.stdin:
     try:

@@ -9,10 +9,10 @@ import pytest
 from instruct_fakes import benchmark, write_original
 from test_runs import model, place, scored, stored  # noqa: F401 (two fixtures)
 
-from melora_bench import records
-from melora_bench.instructeval import sandbox
 from melora_bench.instructeval.humaneval import completion, program
-from melora_bench.instructeval.tampering import tampering
+from melora_bench.instructeval.sandbox import runner as sandbox
+from melora_bench.instructeval.sandbox.tampering import tampering
+from melora_bench.records import records
 
 PROMPT = 'def more(x):\n    """Return x plus 1."""\n'
 UP = "    while f.f_back:\n        f = f.f_back\n        if 'secret' in f.f_locals: f.f_locals['send'](f.f_locals['secret'])"
@@ -121,7 +121,9 @@ def test_a_score_says_how_many_of_its_passes_need_a_look(place, monkeypatch, cap
     caplog.set_level(logging.INFO)
     bodies = [CHEATS["equal to everything"][0], "    return x - 1"]
     monkeypatch.setattr("melora_bench.instructeval.scoring.generate", lambda *given, **options: bodies)
-    monkeypatch.setattr("melora_bench.instructeval.run.sandbox.run", lambda program, **_: SimpleNamespace(passed=True))
+    monkeypatch.setattr(
+        "melora_bench.instructeval.score.sandbox.run", lambda program, **_: SimpleNamespace(passed=True)
+    )
     [path] = scored("humaneval", [*place[1], "allow_code_execution=true", "task.max_new_tokens=8"])
     entry = records.load(path).epochs[0]
     assert (entry["metrics"], entry["report"]["tampering"]) == ({"score": 1.0, "ceiling": 1.0}, 1)

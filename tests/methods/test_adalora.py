@@ -7,7 +7,7 @@ from test_contract import build
 from test_parity import batches
 from transformers import AutoModelForSequenceClassification
 
-from melora_bench.checkpoints import trainable
+from melora_bench.training.checkpoints import trainable
 
 STEPS = 24
 SCHEDULE = {"init_warmup": 0.1, "final_warmup": 0.25, "delta_t": 3}  # of 24 steps: prune between steps 2 and 18

@@ -9,9 +9,9 @@ from hydra.utils import get_class, instantiate
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from melora_bench.checkpoints import adapter_tensors, trainable
+from melora_bench.files import ROOT
 from melora_bench.methods.base import AdapterLayer, ReplicatedLinear, merge
-from melora_bench.records import ROOT
+from melora_bench.training.checkpoints import adapter_tensors, trainable
 
 METHODS = sorted(path.stem for path in (ROOT / "configs" / "method").glob("*.yaml"))
 PACKING = [name for name in METHODS if get_class(composed([f"method={name}"]).method._target_).packs]

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy, linear
 from transformers import AutoModelForSequenceClassification
 
-from melora_bench.checkpoints import adapter_tensors, load_tensors, save_adapter, trainable
 from melora_bench.methods.delta_lora import DeltaLoRA
+from melora_bench.training.checkpoints import adapter_tensors, load_tensors, save_adapter, trainable
 
 K, SEEDS, RATIO = 5, [3, 5], 0.5
 OWN = {"r": 8, "delta_ratio": RATIO, "start_step": K, "warmup_ratio": 0.06}

@@ -6,7 +6,7 @@ from conftest import run_point
 from scipy.stats import chisquare
 from test_contract import build, disturb, inputs
 
-from melora_bench import records
+from melora_bench.records import records
 
 RANKS = range(1, 9)  # the method's default r is 8
 

@@ -7,10 +7,10 @@ from test_contract import build
 from test_parity import batches
 from transformers import AutoModelForSequenceClassification
 
-from melora_bench import records
-from melora_bench.checkpoints import trainable
 from melora_bench.methods.full import FullFineTuning
-from melora_bench.run import RunError
+from melora_bench.records import records
+from melora_bench.training.checkpoints import trainable
+from melora_bench.training.run import RunError
 
 
 def test_full_equals_plain_fine_tuning(tiny_roberta):

@@ -1,0 +1,6 @@
+"""From a table's rows to the points that are trained. Importing it lets Hydra find the sweeper of tables."""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).with_name("plugins")))

@@ -1,0 +1,115 @@
+"""What a grid will cost before it runs: points done and missing, steps, tokens, and hours on this device from a probe."""
+
+import contextlib
+import time
+from dataclasses import dataclass
+
+import torch
+
+from melora_bench.files import sha256_json
+from melora_bench.grids.grid import experiment, points
+from melora_bench.results.tables import load_grid
+from melora_bench.tasks.batches import count_tokens
+from melora_bench.training.configs import build, compose_run
+from melora_bench.training.points import Point
+from melora_bench.training.run import LIMITS, PackedRun, load_task
+from melora_bench.training.schedule import Schedule
+
+PROBE_STEPS, WARM_UP = 20, 3  # optimizer steps measured, after those that are not
+FORWARD_SHARE = 1 / 3  # what evaluating a token costs of training on it: no backward pass
+
+
+@dataclass(kw_only=True)
+class Cost:
+    """One point: what its missing seeds need."""
+
+    job: list[str]
+    point: Point
+    missing: list[int]
+    steps: int = 0
+    tokens: int = 0  # of all missing seeds, in training
+    evaluated: int = 0  # the same in evaluation
+    hours: float = 0.0
+    problem: str = ""  # why the cost cannot be known: data or a backbone that is not here, say
+
+
+@dataclass(frozen=True)
+class Size:
+    """What one epoch of a task reads."""
+
+    rows: int
+    tokens: int
+    evaluated: int  # tokens
+
+    @classmethod
+    def of(cls, task) -> "Size":
+        evaluated = sum(len(split.ids) for split in task.evaluation.values())
+        return cls(len(task.train.labels), len(task.train.ids), evaluated)
+
+
+class _Enough(Exception):
+    pass
+
+
+def plan(table: str, overrides: list[str]) -> list[Cost]:
+    """The cost of every point of a table. A probe of each method's first missing point gives tokens per second.
+
+    Raises ValueError for a grid without such points, or for values that no run can have.
+    """
+    costs: list[Cost] = []
+    speed: dict[tuple, float] = {}  # by method, backbone and number of seeds side by side
+    sizes: dict[str, Size] = {}  # by what decides which rows are read, and how
+    grid = load_grid(table)
+    name, _ = experiment(grid, overrides)
+    for job in points(grid["table"], overrides):
+        point = Point.of(*compose_run([f"table={table}", *job, f"experiment={name}"]))
+        cost = Cost(job=job, point=point, missing=[s for s in point.config["seeds"] if not point.record(s)])
+        costs.append(cost)
+        try:
+            _measure(cost, sizes, speed)
+        except torch.OutOfMemoryError:
+            cost.problem = (
+                f"batch_size={point.config['batch_size']} of {len(cost.missing)} seeds does not fit the device's memory: "
+                "a run trains them in waves; or give fewer seeds, or raise accumulation"
+            )
+        except ValueError as error:
+            cost.problem = " ".join(str(error).split())
+    return costs
+
+
+def _measure(cost: Cost, sizes: dict[str, Size], speed: dict[tuple, float]) -> None:
+    config, packs = cost.point.config, cost.point.packs(cost.missing)
+    if not packs:
+        return
+    rows = sha256_json([config[key] for key in ("task", "data", "backbone", *LIMITS)])
+    if rows not in sizes:
+        sizes[rows] = Size.of(load_task(config, build(config["backbone"], "backbone"))[0])
+    size = sizes[rows]
+    schedule = Schedule.of(config, size.rows)
+    cost.steps = len(packs) * schedule.total
+    cost.tokens = round(len(cost.missing) * schedule.epoch(schedule.total) * size.tokens)
+    cost.evaluated = len(cost.missing) * schedule.rounds * size.evaluated
+    key = (*(cost.point.choices[group] for group in ("method", "backbone")), len(packs[0]))
+    if key not in speed:
+        speed[key] = probe(PackedRun(cost.point, packs[0]))
+    cost.hours = (cost.tokens + FORWARD_SHARE * cost.evaluated) / speed[key] / 3600
+
+
+def probe(run: PackedRun) -> float:
+    """Training tokens per second of all its seeds together, from its first steps; nothing is written."""
+    steps = min(WARM_UP + PROBE_STEPS, run.trainer.schedule.round, run.trainer.schedule.total)
+    first = min(WARM_UP, steps - 1)
+    tokens = [sum(map(count_tokens, parts)) for parts in run.batches.steps(0, steps)]
+    clock = []
+
+    def watch(step: int, losses: torch.Tensor) -> None:
+        if step in (first, steps):
+            losses.tolist()  # waits for the device
+            clock.append(time.perf_counter())
+        if step == steps:
+            raise _Enough
+
+    clock += [time.perf_counter()] * (first == 0)
+    with contextlib.suppress(_Enough):
+        run.trainer.train_round(watch)
+    return sum(tokens[first:]) * run.accelerator.num_processes / (clock[1] - clock[0])

@@ -1,0 +1,1 @@
+"""Running what a model wrote (docs/sandbox.md)."""

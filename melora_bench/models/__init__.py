@@ -1,0 +1,1 @@
+"""Frozen backbones, their heads, and rows without padding."""

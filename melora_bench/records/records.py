@@ -1,0 +1,186 @@
+"""One JSON file per finished run and seed: written once, never edited, refused when anything about it is off."""
+
+import dataclasses
+import functools
+import gc
+import itertools
+import json
+import logging
+import reprlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from melora_bench.external.shapes import CONTROL, count, flag, misfit, name, names, number, shown, text, texts
+from melora_bench.files import sha256_json, write_text
+from melora_bench.records.identity import config_hash
+
+log = logging.getLogger(__name__)
+SCHEMA = 1
+
+
+@dataclass(kw_only=True)
+class RunRecord:
+    """What one seed of one run did. `null` means not measured; best and last epoch are derived from `epochs`."""
+
+    schema: int = SCHEMA
+    run_id: str  # <experiment>/<task>/<method>-<hash>-s<seed>: also the file's place below <results_dir>/runs
+    config_hash: str
+    seed: int
+    packed_with: list[int]  # the other seeds trained side by side with this one
+    choices: dict  # the config groups' options: method, task, backbone, data, recipe
+    versions: dict  # of the method and the task
+    config: dict  # the full resolved config, taken before training, without paths and seeds
+    git: dict  # commit, dirty
+    env: dict  # python, torch, ..., device, processes, precision
+    model: dict  # name, repo, commit, sha256 of weights, config_sha256, tokenizer_sha256 (in older records, of weights alone)
+    data: dict  # {split: rows, sha256 and origin; null for a split that was missing}
+    init_from: dict | None  # source and sha256 of the adapter that training started from; of PEFT's, config_sha256
+    params: dict  # trainable numbers of one seed: total, adapter, head
+    metric: str  # the metric that selects
+    epochs: list[dict]  # epoch, step, train_loss, penalty, lr, metrics, halves, train_seconds, eval_seconds, report
+    rows_per_second: (
+        float | None
+    )  # this seed's training rows (or a score's questions) over their time; packed seeds share the clock
+    tokens_per_second: float | None  # the same of this seed's tokens, padding not counted
+    peak_memory_bytes: int | None  # of the GPU, for the whole packed run
+    wall_seconds: float
+    resumed_at: list[int]  # epochs after which the run was interrupted and resumed; of a score, questions
+    started: str
+    finished: str
+    digest: str = ""  # sha256 of all of the above: a record edited by hand is refused
+
+    def sealed(self) -> "RunRecord":
+        as_read = json.loads(json.dumps(dataclasses.asdict(self)))  # keys are text there, and sort as text
+        return dataclasses.replace(self, digest=_digest(as_read))
+
+    def path(self, results_dir: str | Path) -> Path:
+        return Path(results_dir) / "runs" / f"{self.run_id}.json"
+
+    def save(self, results_dir: str | Path) -> Path:
+        """Write the record; one line per key and per epoch, so that diffs read well."""
+        lines = []
+        for key, value in dataclasses.asdict(self.sealed()).items():
+            if key == "epochs":
+                text = "[\n    " + ",\n    ".join(json.dumps(entry, ensure_ascii=False) for entry in value) + "\n  ]"
+            else:
+                text = json.dumps(value, ensure_ascii=False)
+            lines.append(f"  {json.dumps(key)}: {text}")
+        return write_text(self.path(results_dir), "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+KEYS = {item.name for item in dataclasses.fields(RunRecord)}
+_READ = {"rows": count, "sha256": [text, ...], "file?": text, "label?": text}
+_ENTRY = {
+    "epoch": number,
+    "step": count,
+    **dict.fromkeys(("train_loss", "penalty", "lr"), (None, number)),
+    "metrics": {str: number},
+    "halves": [{str: number}],
+    "report": {"distinct_paths?": count, "singular_values_above_0.1?": {str: count}},
+}
+SHAPE = {
+    "schema": count,
+    "run_id": names,
+    "config_hash": text,
+    "seed": count,
+    "packed_with": [count],
+    "choices": {**dict.fromkeys(("method", "task", "backbone", "data"), name), "recipe": (None, names)},
+    "versions": {"method": count, "task": count},
+    "config": {"backbone": {"seen": [text]}},
+    "git": {"commit": (None, text), "dirty": (None, flag)},
+    "env": {"device": text, "precision": text},
+    "model": {"name": name, "sha256": text, "config_sha256?": text, "tokenizer_sha256?": text},
+    "data": {str: (None, _READ)},
+    "init_from": (None, {"source": text, "sha256": text, "run_id": (None, text), "config_sha256?": text}),
+    "params": {"total": count, "adapter": count, "head": count},
+    "metric": name,
+    "epochs": [_ENTRY, ...],
+    **dict.fromkeys(("rows_per_second", "tokens_per_second"), (None, number)),
+    "peak_memory_bytes": (None, count),
+    "wall_seconds": number,
+    "resumed_at": [number],
+    **dict.fromkeys(("started", "finished", "digest"), text),
+}
+
+
+def load(path: Path) -> RunRecord:
+    """Read one record. Raises ValueError, of one line that names the file, for broken JSON, another schema, an unknown or
+    missing key, contents that do not agree with the record's own hashes, a file name that is not its own, and a value
+    that no run writes: of another type, not finite, a name that is none, control characters in a text."""
+    try:
+        written = path.read_text(encoding="utf-8")
+        content = json.loads(written)
+        problem = _problem(content, written, path)
+    except (OSError, ValueError, RecursionError) as error:  # hashing raises too, for what is not JSON, such as NaN
+        problem = f" is not valid JSON ({error})"
+    if problem:
+        raise ValueError(f"{path}{problem}; restore it from version control, or delete it and run that point again")
+    return RunRecord(**content)
+
+
+def _problem(content: object, written: str, path: Path) -> str:
+    """What is wrong with a record that was read from the JSON `written`; empty: nothing."""
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        found = content.get("schema") if isinstance(content, dict) else type(content).__name__
+        return f" has schema {reprlib.repr(found)}, this version reads schema {SCHEMA}"
+    # JSON escapes control characters, so that most files show at a glance that they have none.
+    if ("\\" in written or "\x7f" in written or not written.isascii()) and _has_control_characters(content):
+        return " has control characters in a text"
+    if content.keys() != KEYS:
+        return f" has an unknown key or lacks one: {', '.join(map(shown, sorted(content.keys() ^ KEYS)))}"
+    if content["digest"] != _digest(content) or content["config_hash"] != _hash_of(json.dumps(content["config"])):
+        return " was edited: its contents do not match its own hashes"
+    if what := misfit(content, SHAPE):
+        return f" cannot be a record: {what[1:]}"
+    metric = content["metric"]
+    for entry in content["epochs"]:
+        if len(entry["halves"]) != 2 or not all(metric in scores for scores in (entry["metrics"], *entry["halves"])):
+            return f" cannot be a record: an epoch lacks {metric}, on the whole set or on one of two halves"
+    if content["run_id"].split("/")[1:] != [path.parent.name, path.stem]:
+        return f" is the record of {content['run_id']}: it was renamed or copied"
+    return ""
+
+
+def _has_control_characters(content: dict) -> bool:
+    """Whether a text has some; a template in the config may have line ends and tabs."""
+    lines = (text.replace("\n", "").replace("\t", "") for text in texts(content.get("config")))
+    others = texts({key: value for key, value in content.items() if key != "config"})
+    return any(map(CONTROL.search, itertools.chain(lines, others)))
+
+
+def parts(record: RunRecord) -> list[tuple[dict, dict]]:
+    """(git, env) of every part of a run: it has several if it was resumed by other code or on another device."""
+    return [*((part["git"], part["env"]) for part in record.env.get("earlier", [])), (record.git, record.env)]
+
+
+def load_all(results_dir: str | Path, experiment: str) -> list[RunRecord]:
+    """Every record of one experiment. Raises ValueError for the first bad file."""
+    paths = sorted((Path(results_dir) / "runs" / experiment).glob("*/*.json"))
+    collecting = gc.isenabled()
+    gc.disable()  # records hold no cycles, and looking for some again and again takes half of the time of many
+    try:
+        return [load(path) for path in paths]
+    finally:
+        gc.freeze()  # nor are they looked through later
+        if collecting:
+            gc.enable()
+
+
+def best_epoch(record: RunRecord) -> dict:
+    """The first evaluation with the best selection metric."""
+    return best(record.epochs, record.metric)
+
+
+def best(epochs: list[dict], metric: str) -> dict:
+    """The first of the entries with the highest `metric`, or the lowest loss."""
+    return (min if metric == "loss" else max)(epochs, key=lambda entry: entry["metrics"][metric])
+
+
+@functools.cache  # the seeds of a point have one config
+def _hash_of(config: str) -> str:
+    return config_hash(json.loads(config))
+
+
+def _digest(content: dict) -> str:
+    """Raises ValueError for a number that is not finite."""
+    return sha256_json({key: value for key, value in content.items() if key != "digest"})

@@ -1,0 +1,48 @@
+"""The papers' own numbers, transcribed with their source into results/published/<paper>.csv, one row per printed cell."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from melora_bench.files import ROOT
+
+FOLDER = ROOT / "results" / "published"
+COLUMNS = ["paper", "table", "method", "variant", "backbone", "task", "metric", "value", "spread", "params", "seeds",
+           "selection", "source", "note"]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One printed number: its text, since the number of printed digits matters to a comparison."""
+
+    text: str
+    backbone: str
+    source: str
+
+    @property
+    def value(self) -> float:
+        return float(self.text)
+
+    @property
+    def half_unit(self) -> float:
+        """Half a unit of the last printed digit."""
+        return 0.5 * 10 ** -len(self.text.partition(".")[2])
+
+
+def load(paper: str, folder: Path = FOLDER) -> pd.DataFrame:
+    """All printed cells of a paper, as text. Raises ValueError naming the file for other columns."""
+    path = folder / f"{paper}.csv"
+    cells = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if list(cells.columns) != COLUMNS:
+        raise ValueError(f"{path} must have the columns {', '.join(COLUMNS)}")
+    return cells
+
+
+def index(paper: str, number: str) -> dict[tuple[str, str, str], Cell]:
+    """{(method, variant, task): cell} of one table; cells that could not be recovered are left out."""
+    cells = load(paper)
+    cells = cells[(cells["table"] == number) & (cells["value"] != "")]
+    keys = zip(cells["method"], cells["variant"], cells["task"], strict=True)
+    values = zip(cells["value"], cells["backbone"], cells["source"], strict=True)
+    return {key: Cell(*value) for key, value in zip(keys, values, strict=True)}

@@ -1,0 +1,1 @@
+"""From a point, a config with its seeds, to the records of its runs."""
