@@ -57,7 +57,7 @@ glue-sweep: $(DONE)  ## both papers' Table 2: every missing point (ARGS narrows 
 
 INSTRUCT ?= melora_table3
 SCORE ?= backbone=llama2_7b backbone.dtype=bfloat16 precision=bf16
-BENCHMARKS = task=mmlu,drop,humaneval,bbh
+BENCHMARKS = benchmark=mmlu,drop,humaneval,bbh
 instruct-sweep: $(DONE)  ## train and score a table of INSTRUCTEVAL (INSTRUCT=name, ARGS for training, SCORE for scoring, where HumanEval needs allow_code_execution=true and a slice an experiment=NAME)
 	@failed=0; try() { echo "$$@"; "$$@" || failed=$$?; [ $$failed != 130 ] || exit 130; }; \
 	name=$$($(BIN)/python scripts/status.py --experiment $(INSTRUCT) $(ARGS)) || exit; \

@@ -8,6 +8,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from melora_bench.files import home, reason
+from melora_bench.instructeval.config import misnamed
 from melora_bench.training.processes import interruptible
 from melora_bench.training.progress import setup_logging
 
@@ -36,4 +37,6 @@ def main(cfg: DictConfig) -> None:
 if __name__ == "__main__":
     sys.argv[1:] = map(home, sys.argv[1:])
     with interruptible("the same command goes on after the last finished subject"):
+        if line := misnamed(sys.argv[1:], "score"):
+            sys.exit(f"error: {line}")
         main()

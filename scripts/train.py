@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from melora_bench.files import home
 from melora_bench.grids.grid import own_experiment
+from melora_bench.instructeval.config import misnamed
 from melora_bench.training.processes import interruptible
 from melora_bench.training.progress import setup_logging
 
@@ -32,4 +33,6 @@ def main(cfg: DictConfig) -> None:
 if __name__ == "__main__":
     sys.argv[1:] = map(home, sys.argv[1:])
     with interruptible("the same command goes on from the last checkpoint"):
+        if line := misnamed(sys.argv[1:], "train"):
+            sys.exit(f"error: {line}")
         main()

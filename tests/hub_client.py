@@ -52,7 +52,7 @@ def task_rows(cache: Path, name: str, *, offline: bool = False) -> dict[str, tup
 
 def questions(cache: Path, name: str, *overrides: str, offline: bool = False):
     with at(cache, offline):
-        return made("task", name, *overrides).read()
+        return made("benchmark", name, *overrides).read()
 
 
 def instructions(cache: Path, *, offline: bool = False) -> tuple[list[dict], dict]:

@@ -4,7 +4,7 @@ import functools
 
 from omegaconf import OmegaConf
 
-from melora_bench.files import ROOT
+from melora_bench.files import ROOT, options
 from melora_bench.records.identity import config_hash, identity
 from melora_bench.records.records import RunRecord
 
@@ -31,7 +31,12 @@ def record(
     own = {key: given.get(key, value) for key, value in yaml(f"method/{method}").items()}
     place = {"name": backbone, "seen": list(seen)}
     full = yaml("train") | {"precision": "no"} | yaml(f"recipe/{recipe}")
-    full |= {"method": own, "task": yaml(f"task/{task}"), "backbone": place, "data": own_data or {}} | config
+    full |= {
+        "method": own,
+        "task": yaml(f"benchmark/{task}" if task in options("benchmark") else f"task/{task}"),
+        "backbone": place,
+        "data": own_data or {},
+    } | config
     epochs = [
         {"epoch": number, "step": 10 * number, "lr": 1e-4, "train_loss": 0.5, "penalty": 0.0, "metrics": {metric: value},
          "halves": [{metric: half} for half in both], "train_seconds": 2.0, "eval_seconds": 1.0, "report": {}}

@@ -609,8 +609,9 @@ def test_the_scoring_script_online_and_refused(hub, environment, tiny_llama, tmp
     hub.commit("model", "meta-llama/Llama-2-7b-hf", contents(tiny_llama))
     files = contents(instruct_fakes.write_hub(tmp_path / "files", converted=True) / "bbh")
     commit = hub.commit("dataset", "lukaemon/bbh", files, "refs/convert/parquet")
-    overrides = ["task=bbh", "task.subjects=2", "task.shots=2", "task.max_new_tokens=2", "task.context=200", "limit=2",
-                 "data=hub", "backbone=llama2_7b", "backbone.dtype=float32"]  # fmt: skip
+    sizes = {"subjects": 2, "shots": 2, "max_new_tokens": 2, "context": 200}
+    overrides = ["benchmark=bbh", *(f"benchmark.{key}={value}" for key, value in sizes.items()), "limit=2"]
+    overrides += ["data=hub", "backbone=llama2_7b", "backbone.dtype=float32"]
     done = program("instructeval.py", environment, tmp_path / "home", *overrides)
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "home" / "results" / "runs").glob("*/bbh/*.json")

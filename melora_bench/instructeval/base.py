@@ -3,16 +3,14 @@
 Protocol: https://github.com/declare-lab/instruct-eval (Chia et al. 2023, https://arxiv.org/abs/2306.04757).
 """
 
-import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-import pyarrow.parquet as pq
+from transformers import PreTrainedTokenizerBase
 
 from melora_bench.external.hub import hub_snapshot
-from melora_bench.external.reading import is_text, read_jsonl, reading
 from melora_bench.files import sha256_file, sha256_json
 
 OFFLINE = "offline, give a folder with a copy of it, or of the original files"
@@ -56,7 +54,7 @@ class Prompt:
 
 @dataclass(kw_only=True)
 class Benchmark:
-    """One benchmark. Its fields are the keys of configs/task/<name>.yaml."""
+    """One benchmark. Its fields are the keys of configs/benchmark/<name>.yaml."""
 
     version: int  # raised when a code change changes numbers
     name: str
@@ -74,13 +72,6 @@ class Benchmark:
     hub_files: ClassVar[list[str]]  # patterns of what is needed of the hub's files
     executes: ClassVar[bool] = False  # whether scoring runs what the model wrote
 
-    @property
-    def num_labels(self) -> int:
-        """Raises ValueError: only training asks for it."""
-        raise ValueError(
-            f"task={self.name} scores a model and trains none: scripts/instructeval.py task={self.name} run=RUN"
-        )
-
     def read(self, root: str | None = None) -> Questions:
         """The questions of the folder `<root>/<name>`, or, if root is None, of the hub.
 
@@ -89,20 +80,21 @@ class Benchmark:
         """
         if self.average not in ("micro", "macro"):
             raise ValueError(f"{self.name}: average={self.average!r} must be micro or macro")
+        place: dict[str, str | None]
         if root is None:
             folder, commit = hub_snapshot(
                 self.repo, self.revision, kind="dataset", patterns=self.hub_files, offline=OFFLINE
             )
-            origin = {"repo": self.repo, "commit": commit}
+            place = {"repo": self.repo, "commit": commit}
         else:
-            folder, origin = Path(root) / self.name, {}
+            folder, place = Path(root) / self.name, {}
             if not folder.is_dir():
                 raise ValueError(f"{root} has no folder {self.name}/ with the files of {self.label}")
         from_hub = root is None or any(folder.rglob("*.parquet"))
         subjects, files = self.read_hub(folder) if from_hub else self.read_original(folder)
         self._check(subjects, folder)
         hashes = {str(path.relative_to(folder)): sha256_file(path) for path in files}
-        origin = {**self.describe(from_hub), "files": len(files), "sha256": sha256_json(hashes), **origin}
+        origin = {**self.describe(from_hub), "files": len(files), "sha256": sha256_json(hashes), **place}
         return Questions(subjects=subjects, origin=origin)
 
     def read_hub(self, folder: Path) -> tuple[list[Subject], list[Path]]:
@@ -116,7 +108,7 @@ class Benchmark:
     def describe(self, from_hub: bool) -> dict[str, str]:
         return {"label": self.label, "rule": self.rule}
 
-    def prompt(self, subject: Subject, question: Question, tokenizer=None) -> Prompt:
+    def prompt(self, subject: Subject, question: Question, tokenizer: PreTrainedTokenizerBase | None = None) -> Prompt:
         """Header, shots and question; the last shot goes while there are more than `context` tokens.
 
         Without shots it is as long as it is. Without a tokenizer no shot is dropped.
@@ -128,14 +120,23 @@ class Benchmark:
                 break
         return Prompt(text=text, shots=shots, tokens=tokens)
 
-    def score(self, question: Question, output: str, execute: Callable[[str], bool] | None) -> dict[str, bool | None]:
-        """score: the protocol's, whether the stripped output starts with the target; exact: whether its first line is it.
+    def score(self, question: Question, output: str, execute: Callable[[str], bool]) -> dict:
+        """{score, exact}. score: the protocol's, whether the stripped output starts with the target; exact: whether its
+        first line is the target.
 
         Prefix match takes "None" for "No" and "10" for "1". `execute` is for benchmarks that run what was written.
         """
         written = output.strip()
         first_line = written.partition("\n")[0].strip()
         return {"score": written.startswith(question.target), "exact": first_line == question.target.strip()}
+
+    def check_numbers(self) -> None:
+        """Raises ValueError for a value that cannot be, whatever its type."""
+        for key, least in {"shots": 0, "max_new_tokens": 1, "context": 1}.items():
+            if (value := getattr(self, key)) < least:
+                raise ValueError(f"benchmark.{key}={value} must be a whole number from {least} on")
+        if self.temperature < 0:
+            raise ValueError(f"benchmark.temperature={self.temperature} must be a number from 0 on")
 
     def _check(self, subjects: list[Subject], folder: Path) -> None:
         for subject in subjects:
@@ -146,42 +147,5 @@ class Benchmark:
             if not subject.questions:
                 raise ValueError(f"{folder}: {subject.name} has no question to score: is the file complete?")
         if len(subjects) != self.subjects:
-            raise ValueError(f"{folder} has {len(subjects)} of the {self.subjects} subjects of {self.label}: "
-                             f"the average over another set would be another number")  # fmt: skip
-
-
-def read_parquet(folder: Path, config: str, split: str, columns: list[str]) -> tuple[list[dict], list[Path]]:
-    """The rows of one split, and its files: `<config>/<split>-*.parquet`, or as refs/convert/parquet names them."""
-    files = sorted(folder.glob(f"{config}/{split}-*.parquet")) or sorted(folder.glob(f"{config}/{split}/*.parquet"))
-    if not files:
-        raise ValueError(f"{folder} has no {config}/{split}-*.parquet: is the copy of the hub's dataset complete?")
-    parts = files[0].stem.partition("-of-")[2]  # train-00000-of-00002
-    if parts.isdigit() and len(files) != int(parts):
-        raise ValueError(f"{folder} has {len(files)} of {int(parts)} files {config}/{split}-*.parquet")
-    rows = []
-    for path in files:
-        with reading(path), pq.ParquetFile(path) as file:
-            there = file.schema_arrow.names
-            absent = [name for name in columns if name not in there]
-            rows += [] if absent else file.read(columns).to_pylist()
-        if absent:
-            raise ValueError(f"{path} has no column {absent[0]!r}; it has {reprlib.repr(there)[1:-1]}")
-    return rows, files
-
-
-def read_jsonl_gz(path: Path) -> list[dict]:
-    """The rows of a gzipped file with one JSON object per line. Raises ValueError naming the file."""
-    if not path.is_file():
-        raise ValueError(f"{path.parent} has no {path.name}")
-    rows = read_jsonl(path)
-    if not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"{path} must have one object per line")
-    return rows
-
-
-def text_of(row: object, key: str, place: str) -> str:
-    """The text under `key`. Raises ValueError with the place for a row without it, or with something else there."""
-    if not isinstance(row, dict) or not is_text(row.get(key)):
-        found = row.get(key) if isinstance(row, dict) else row
-        raise ValueError(f"{place}: {key} is {reprlib.repr(found)}, not a text")
-    return row[key]
+            counts = f"{len(subjects)} of the {self.subjects} subjects of {self.label}"
+            raise ValueError(f"{folder} has {counts}: the average over another set would be another number")

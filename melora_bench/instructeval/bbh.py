@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from melora_bench.external.reading import read_json
-from melora_bench.instructeval.base import Benchmark, Question, Subject, read_parquet, text_of
+from melora_bench.instructeval.base import Benchmark, Question, Subject
+from melora_bench.instructeval.question_files import read_parquet, text_of
 
 
 @dataclass(kw_only=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from melora_bench.external.reading import is_text
-from melora_bench.instructeval.base import Benchmark, Question, Subject, read_jsonl_gz, read_parquet, text_of
+from melora_bench.instructeval.base import Benchmark, Question, Subject
+from melora_bench.instructeval.question_files import read_jsonl_gz, read_parquet, text_of
 
 PASSAGE, QUESTION, ANSWER = "Passage: ", "\nQuestion: ", "\nAnswer:"  # around the parts of the local file's context
 

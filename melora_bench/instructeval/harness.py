@@ -12,7 +12,7 @@ TASKS = {"mmlu": ("mmlu", 5), "bbh": ("bbh_fewshot", 3), "drop": ("drop", 3)}  #
 def check_harness(benchmark: str) -> None:
     """Raises ValueError for another benchmark than the harness's, and without the harness."""
     if benchmark not in TASKS:
-        raise ValueError(f"the harness is not used for task={benchmark}: choose one of {', '.join(TASKS)}")
+        raise ValueError(f"the harness is not used for benchmark={benchmark}: choose one of {', '.join(TASKS)}")
     try:
         import lm_eval  # noqa: F401
     except ImportError as error:
@@ -43,9 +43,11 @@ def harness_scores(
         tasks.load([task])  # before the model works: fetches the data, and raises whatever the datasets library does
     except Exception as error:
         cause = str(error).splitlines()[0][:160]
-        raise ValueError(f"the harness cannot get the datasets of its task {task} ({cause}): connect to the hub once, "
-                         f"or use this package's own protocol on local files") from error  # fmt: skip
-    found = lm_eval.simple_evaluate(
+        raise ValueError(
+            f"the harness cannot get the datasets of its task {task} ({cause}): connect to the hub once, "
+            "or use this package's own protocol on local files"
+        ) from error
+    outcome = lm_eval.simple_evaluate(
         # It sets autocast itself, off unless told.
         model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, mixed_precision_dtype=autocast),
         tasks=[task],
@@ -55,4 +57,4 @@ def harness_scores(
         bootstrap_iters=0,
         task_manager=tasks,
     )
-    return {"engine": f"lm_eval {lm_eval.__version__}", "results": found["results"], "versions": found["versions"]}
+    return {"engine": f"lm_eval {lm_eval.__version__}", "results": outcome["results"], "versions": outcome["versions"]}

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from melora_bench.instructeval.base import Benchmark, Question, Subject, read_jsonl_gz, read_parquet, text_of
+from melora_bench.instructeval.base import Benchmark, Question, Subject
+from melora_bench.instructeval.question_files import read_jsonl_gz, read_parquet, text_of
 from melora_bench.instructeval.sandbox.tampering import tampering
 
 INSTRUCTION = (
@@ -33,7 +34,7 @@ class HumanEval(Benchmark):
         path = folder / "HumanEval.jsonl.gz"
         return [_subject(read_jsonl_gz(path), path)], [path]
 
-    def score(self, question: Question, output: str, execute: Callable[[str], bool] | None) -> dict:
+    def score(self, question: Question, output: str, execute: Callable[[str], bool]) -> dict:
         """score: whether the program passes its tests; ceiling: whether the canonical solution does after the same cut;
         tampering: what a passing program contains of that which lets wrong ones pass (see `tampering`).
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from melora_bench.external.reading import is_text, reading
-from melora_bench.instructeval.base import Benchmark, Question, Subject, read_parquet, text_of
+from melora_bench.instructeval.base import Benchmark, Question, Subject
+from melora_bench.instructeval.question_files import read_parquet, text_of
 
 LETTERS = "ABCD"
 

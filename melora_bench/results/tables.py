@@ -262,8 +262,9 @@ def _settings(paper: str, task: str, method: str) -> dict:
 
 @functools.cache
 def _of_task(group: str, task: str) -> dict:
-    """A task's own settings by config key, without those that say which copy of its data is read."""
-    own = OmegaConf.to_container(OmegaConf.load(ROOT / "configs" / "task" / f"{task}.yaml"))
+    """The settings of a task, or of a benchmark, by config key, without those that say which copy of its data is read."""
+    kind = "benchmark" if task in options("benchmark") else "task"
+    own = OmegaConf.to_container(OmegaConf.load(ROOT / "configs" / kind / f"{task}.yaml"))
     return {
         f"{group}.{key}": value for key, value in own.items() if key not in ("_target_", "version", "repo", "revision")
     }

@@ -22,20 +22,31 @@ BENCHMARKS = ["mmlu", "bbh", "drop", "humaneval"]
 # {subject: (dev rows, test rows)}; a row is question, four choices, letter.
 MMLU_ROWS = {
     "toy_zoology": (
-        [["Which one barks?", "cat", "dog", "cow", "hen", "B"], ["Which one lays eggs?", "cat", "dog", "cow", "hen", "D"]],
-        [["Which one purrs?", "cat", "None", "NA", "hen", "A"], ["Which one moos?", "cat", "dog", "cow", "1.50", "C"],
-         ["Which one crows?", "cat", "dog", "cow", "cock", "D"]],
+        [
+            ["Which one barks?", "cat", "dog", "cow", "hen", "B"],
+            ["Which one lays eggs?", "cat", "dog", "cow", "hen", "D"],
+        ],
+        [
+            ["Which one purrs?", "cat", "None", "NA", "hen", "A"],
+            ["Which one moos?", "cat", "dog", "cow", "1.50", "C"],
+            ["Which one crows?", "cat", "dog", "cow", "cock", "D"],
+        ],
     ),
     "colours": (
         [["Sky?", "red", "blue", "pink", "grey", "B"], ["Grass?", "green", "blue", "pink", "grey", "A"]],
         [["Snow?", "red", "white", "pink", "grey", "B"]],
     ),
-}  # fmt: skip
+}
 # {task: rows}; a row is input, target; the first two are shots.
 BBH_ROWS = {
-    "negation": [("not True is", "False"), ("not False is", "True"), ("not not True is", "True"), ("not ( True ) is", "False")],
+    "negation": [
+        ("not True is", "False"),
+        ("not False is", "True"),
+        ("not not True is", "True"),
+        ("not ( True ) is", "False"),
+    ],
     "answers": [("Is 2 even?", "Yes"), ("Is 3 even?", "No"), ("Is 5 even?", "No")],
-}  # fmt: skip
+}
 # passage, question, spans of all annotators
 DROP_ROWS = [
     (" The ram has 2 horns. ", "How many horns? ", ["2", " 2 ", "2"]),
@@ -64,11 +75,11 @@ SMALL = {"mmlu": {"subjects": 2, "shots": 2}, "bbh": {"subjects": 2, "shots": 2}
 
 def benchmark(name: str, **fields):
     """The benchmark of configs/benchmark/<name>.yaml, sized for the rows above."""
-    config = OmegaConf.load(ROOT / "configs" / "task" / f"{name}.yaml")
+    config = OmegaConf.load(ROOT / "configs" / "benchmark" / f"{name}.yaml")
     return instantiate(OmegaConf.merge(config, SMALL[name], fields))
 
 
-def _gz(path: Path, rows: list[dict]) -> None:
+def write_gz(path: Path, rows: list[dict]) -> None:
     with gzip.open(path, "wt", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
@@ -86,12 +97,19 @@ def write_original(root: Path) -> Path:
         (root / "bbh" / "bbh" / f"{task}.json").write_text(json.dumps(content))
     (root / "drop").mkdir()
     joined = {2: "ewe|The ewe", 3: "Bob and Cid"}
-    _gz(root / "drop" / "drop_v0_dev.jsonl.gz", [
-        {"context": f"Passage: {p}\nQuestion: {q}\nAnswer:", "completion": " x", "ref_text": joined.get(i, "|".join(spans))}
-        for i, (p, q, spans) in enumerate(DROP_ROWS)
-    ])  # fmt: skip
+    write_gz(
+        root / "drop" / "drop_v0_dev.jsonl.gz",
+        [
+            {
+                "context": f"Passage: {p}\nQuestion: {q}\nAnswer:",
+                "completion": " x",
+                "ref_text": joined.get(i, "|".join(spans)),
+            }
+            for i, (p, q, spans) in enumerate(DROP_ROWS)
+        ],
+    )
     (root / "humaneval").mkdir()
-    _gz(root / "humaneval" / "HumanEval.jsonl.gz", HUMANEVAL_ROWS)
+    write_gz(root / "humaneval" / "HumanEval.jsonl.gz", HUMANEVAL_ROWS)
     return root
 
 
@@ -111,17 +129,29 @@ def write_hub(root: Path, *, converted: bool = False) -> Path:
         )
 
     for split in ("dev", "test"):
-        parquet(place("mmlu", "all", split), [
-            {"question": row[0], "subject": subject, "choices": row[1:5], "answer": "ABCD".index(row[5])}
-            for subject, rows in MMLU_ROWS.items() for row in rows[split == "test"]
-        ])  # fmt: skip
+        parquet(
+            place("mmlu", "all", split),
+            [
+                {"question": row[0], "subject": subject, "choices": row[1:5], "answer": "ABCD".index(row[5])}
+                for subject, rows in MMLU_ROWS.items()
+                for row in rows[split == "test"]
+            ],
+        )
     for task, rows in BBH_ROWS.items():
         parquet(place("bbh", task, "test"), [{"input": a, "target": b} for a, b in rows])
-    parquet(place("drop", "default" if converted else "data", "validation"), [
-        {"section_id": "s", "query_id": str(i), "passage": p, "question": q,
-         "answers_spans": {"spans": spans, "types": ["span"] * len(spans)}}
-        for i, (p, q, spans) in enumerate(DROP_ROWS)
-    ])  # fmt: skip
+    parquet(
+        place("drop", "default" if converted else "data", "validation"),
+        [
+            {
+                "section_id": "s",
+                "query_id": str(i),
+                "passage": p,
+                "question": q,
+                "answers_spans": {"spans": spans, "types": ["span"] * len(spans)},
+            }
+            for i, (p, q, spans) in enumerate(DROP_ROWS)
+        ],
+    )
     parquet(place("humaneval", "openai_humaneval", "test"), HUMANEVAL_ROWS)
     return root
 
@@ -144,9 +174,16 @@ def tiny_llama(seed: int = 0):
     """Two layers, random weights large enough that greedy outputs vary."""
     torch.manual_seed(seed)
     config = transformers.LlamaConfig(
-        vocab_size=259, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=512, bos_token_id=256, eos_token_id=257, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=259,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=512,
+        bos_token_id=256,
+        eos_token_id=257,
+        initializer_range=0.3,
+    )
     return transformers.LlamaForCausalLM(config).eval()
 
 

@@ -8,7 +8,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
-from instruct_fakes import BENCHMARKS, DROP_ROWS, HUMANEVAL_ROWS, _gz, benchmark, parquet, write_hub, write_original
+from instruct_fakes import (
+    BENCHMARKS,
+    DROP_ROWS,
+    HUMANEVAL_ROWS,
+    benchmark,
+    parquet,
+    write_gz,
+    write_hub,
+    write_original,
+)
 
 from melora_bench.instructeval.harness import harness_scores
 
@@ -113,8 +122,14 @@ def test_mmlu_in_another_encoding(original):
 )
 def test_mmlu_rows_of_the_hub_that_are_malformed(hub, change, pattern):
     row = {"question": "Q", "subject": "colours", "choices": ["a", "b", "c", "d"], "answer": 1} | change
-    schema = pa.schema([("question", pa.string()), ("subject", pa.string()), ("choices", pa.list_(pa.string())),
-                        ("answer", pa.int64())])  # fmt: skip
+    schema = pa.schema(
+        [
+            ("question", pa.string()),
+            ("subject", pa.string()),
+            ("choices", pa.list_(pa.string())),
+            ("answer", pa.int64()),
+        ]
+    )
     pq.write_table(pa.Table.from_pylist([row], schema), hub / "mmlu/all/test-00000-of-00001.parquet")
     refused(pattern, "mmlu", hub)
 
@@ -166,7 +181,7 @@ def test_bbh_files_of_another_form(original, text, pattern):
 
 def test_drop_with_too_few_rows_to_draw_from(hub, original):
     refused(r"has 6 rows with a single answer, too few for 6 shots", "drop", hub, shots=6)
-    _gz(original / "drop/drop_v0_dev.jsonl.gz", [])
+    write_gz(original / "drop/drop_v0_dev.jsonl.gz", [])
     refused(r"drop_v0_dev\.jsonl\.gz has 0 rows with a single answer, too few for 2 shots", "drop", original)
 
 
@@ -174,7 +189,7 @@ def test_drop_with_too_few_rows_to_draw_from(hub, original):
     "context", ["The ram.\nQuestion: a?\nAnswer:", "Passage: a\nAnswer:", "Passage: a\nQuestion: b?"]
 )
 def test_local_drop_rows_of_another_form(original, context):
-    _gz(original / "drop/drop_v0_dev.jsonl.gz", [{"context": context, "ref_text": "1"}])
+    write_gz(original / "drop/drop_v0_dev.jsonl.gz", [{"context": context, "ref_text": "1"}])
     refused(r"jsonl\.gz: row 0: context is not 'Passage: '\.\.\.", "drop", original)
 
 
@@ -196,7 +211,7 @@ def test_gzipped_files_that_are_cut_off_not_gzipped_or_not_json(original):
     for bad in (content[:-12], b'{"task_id": "a"}\n', b"\x1f\x8b" + b"nothing at all" * 3):
         path.write_bytes(bad)
         refused(r"HumanEval\.jsonl\.gz cannot be read as jsonl \(.*\): is the file complete\?", "humaneval", original)
-    _gz(path, [HUMANEVAL_ROWS[0], {"task_id": "Toy/1"}])
+    write_gz(path, [HUMANEVAL_ROWS[0], {"task_id": "Toy/1"}])
     refused(r"jsonl\.gz: row 1: prompt is None, not a text", "humaneval", original)
     import gzip
 
@@ -215,7 +230,7 @@ def test_humaneval_has_no_shots_to_give(original):
 
 def test_the_harness_knows_three_benchmarks():
     with pytest.raises(
-        ValueError, match=r"^the harness is not used for task=humaneval: choose one of mmlu, bbh, drop$"
+        ValueError, match=r"^the harness is not used for benchmark=humaneval: choose one of mmlu, bbh, drop$"
     ):
         harness_scores(None, None, "humaneval")
 

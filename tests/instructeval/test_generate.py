@@ -74,14 +74,25 @@ def test_models_of_other_kinds_write_the_same_in_any_batch(kind):
     small = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2}
     config = {
         "mistral": lambda: transformers.MistralConfig(
-            **small, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2, sliding_window=32,
-            max_position_embeddings=512),
+            **small,
+            intermediate_size=64,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            sliding_window=32,
+            max_position_embeddings=512,
+        ),
         "gpt_neo": lambda: transformers.GPTNeoConfig(
-            vocab_size=300, hidden_size=32, num_layers=2, num_heads=4, window_size=32, max_position_embeddings=512,
-            attention_types=[[["global", "local"], 1]]),
+            vocab_size=300,
+            hidden_size=32,
+            num_layers=2,
+            num_heads=4,
+            window_size=32,
+            max_position_embeddings=512,
+            attention_types=[[["global", "local"], 1]],
+        ),
         "mamba": lambda: transformers.MambaConfig(**small),
         "gpt2": lambda: transformers.GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4, n_positions=512),
-    }[kind]()  # fmt: skip
+    }[kind]()
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():

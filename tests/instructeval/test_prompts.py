@@ -4,9 +4,18 @@ import json
 
 import huggingface_hub
 import pytest
-from instruct_fakes import BENCHMARKS, MMLU_ROWS, benchmark, byte_tokenizer, parquet, write_hub, write_original
+from instruct_fakes import (
+    BENCHMARKS,
+    MMLU_ROWS,
+    benchmark,
+    byte_tokenizer,
+    parquet,
+    write_gz,
+    write_hub,
+    write_original,
+)
 
-from melora_bench.instructeval.scoring import choose, write_prompts
+from melora_bench.instructeval.prompts import choose, write_prompts
 
 
 @pytest.fixture(scope="module")
@@ -115,13 +124,12 @@ def test_the_local_drop_file_is_marked_and_leaves_out_what_cannot_be_told_apart(
 
 
 def test_a_local_drop_answer_with_and_in_it_is_left_out_even_if_it_is_one_span(tmp_path):
-    from instruct_fakes import _gz
-
     (tmp_path / "drop").mkdir()
     rows = [("one", "1"), ("two", " 2|2 "), ("three", "3|4"), ("four", "Bob and Cid"), ("five", "sand and")]
-    _gz(tmp_path / "drop" / "drop_v0_dev.jsonl.gz", [
-        {"context": f"Passage: {p}\nQuestion: a\nQuestion: {p}?\nAnswer:", "ref_text": text} for p, text in rows
-    ])  # fmt: skip
+    write_gz(
+        tmp_path / "drop" / "drop_v0_dev.jsonl.gz",
+        [{"context": f"Passage: {p}\nQuestion: a\nQuestion: {p}?\nAnswer:", "ref_text": text} for p, text in rows],
+    )
     subject = benchmark("drop", shots=0).read(tmp_path).subjects[0]
     # The last "Question:" is the question; " and" at the end of an answer joins nothing.
     assert [(q.text, q.target) for q in subject.questions] == [
@@ -204,7 +212,7 @@ def test_prompts_are_written_without_a_model(original, tmp_path, caplog):
     made = benchmark("mmlu")
     loaded = made.read(original)
     caplog.set_level("INFO")
-    assert write_prompts(made, loaded, tmp_path / "a.jsonl", limit=3) == 3
+    assert write_prompts(made, loaded, tmp_path / "a.jsonl", limit=3, tokenizer=None) == 3
     assert "no shot is dropped" in caplog.text
     rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert [row["subject"] for row in rows] == ["colours", "toy_zoology", "toy_zoology"]
@@ -212,7 +220,7 @@ def test_prompts_are_written_without_a_model(original, tmp_path, caplog):
     assert [row["target"] for row in rows] == ["B", "A", "C"]
     assert {row["tokens"] for row in rows} == {None}
     tight = benchmark("mmlu", context=200)
-    assert write_prompts(tight, loaded, tmp_path / "b.jsonl", tokenizer=byte_tokenizer()) == 4
+    assert write_prompts(tight, loaded, tmp_path / "b.jsonl", limit=None, tokenizer=byte_tokenizer()) == 4
     rows = [json.loads(line) for line in (tmp_path / "b.jsonl").read_text().splitlines()]
     assert all(row["tokens"] == len(row["prompt"]) + 1 <= 200 and row["shots"] < 2 for row in rows)
 

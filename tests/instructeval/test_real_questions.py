@@ -15,7 +15,7 @@ def load(real_data):
         root = real_data / "instruct"
         if not (root / name).is_dir():
             pytest.skip(f"needs the real {name} files: MELORA_BENCH_DATA has no instruct/{name}")
-        config = OmegaConf.load(ROOT / "configs" / "task" / f"{name}.yaml")
+        config = OmegaConf.load(ROOT / "configs" / "benchmark" / f"{name}.yaml")
         made = instantiate(OmegaConf.merge(config, fields))
         return made, made.read(root).subjects, made.read(root).origin
 
@@ -29,8 +29,11 @@ def test_mmlu_has_57_subjects_and_14042_questions_ten_of_them_with_a_choice_none
     assert {q.target for s in subjects for q in s.questions} == set("ABCD")
     none = [s.name for s in subjects for q in s.questions if any(line[3:] == "None" for line in q.text.split("\n"))]
     assert Counter(none) == {
-        "electrical_engineering": 4, "college_mathematics": 3, "college_computer_science": 2, "college_physics": 1,
-    }  # fmt: skip
+        "electrical_engineering": 4,
+        "college_mathematics": 3,
+        "college_computer_science": 2,
+        "college_physics": 1,
+    }
     prompt = made.prompt(subjects[0], subjects[0].questions[0]).text
     start = "The following are multiple choice questions (with answers) about  abstract algebra.\n\n"
     assert prompt.startswith(start)

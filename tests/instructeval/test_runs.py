@@ -1,8 +1,6 @@
 """From a trained run to its score: the record, what lies beside it, and the table that shows both models."""
 
-import gzip
 import json
-import random
 import shutil
 import subprocess
 import sys
@@ -13,66 +11,32 @@ import pytest
 import torch
 from conftest import run_point
 from hydra import compose, initialize_config_dir
-from instruct_fakes import SMALL, byte_tokenizer, tiny_llama, write_original
+from hydra.errors import MissingConfigException
+from instruct_runs import composed_score, overrides, save_model, scored, sized, stored
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from melora_bench.external.notices import warn_once
 from melora_bench.files import ROOT
+from melora_bench.instructeval.config import ScoreConfig, misnamed
 from melora_bench.instructeval.generate import generate
-from melora_bench.instructeval.score import _asked, _experiment, score
+from melora_bench.instructeval.models import precision_of
+from melora_bench.instructeval.point import ASKED, experiment_of, how
 from melora_bench.records import records
 from melora_bench.results.tables import regenerate
 from melora_bench.training import checkpoints
 from melora_bench.training.claims import claimed
-from melora_bench.training.run import RunError
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny_llama().save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
+    return save_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
 def place(tmp_path, model):
     """Overrides for training and for scoring on made-up files under tmp_path."""
-    write_original(tmp_path / "instruct")
-    source = random.Random(0)
-    rows = [{"instruction": f"Add {a} and {b}.", "input": "", "output": str(a + b)}
-            for a, b in ((source.randint(0, 9), source.randint(0, 9)) for _ in range(40))]  # fmt: skip
-    (tmp_path / "alpaca.json").write_text(json.dumps(rows))
-    shared = ["backbone=smollm2", f"backbone.path={model}", "data=local", f"results_dir={tmp_path}/results",
-              f"output_dir={tmp_path}/outputs"]  # fmt: skip
-    train = [*shared, "task=alpaca", f"data.root={tmp_path}/alpaca.json", "table=instruct_quickstart", "max_steps=2",
-             "hydra.mode=RUN"]  # fmt: skip
-    return train, [*shared, f"data.root={tmp_path}/instruct"]
-
-
-def sized(name: str) -> list[str]:
-    return [f"task={name}", *(f"task.{key}={value}" for key, value in SMALL[name].items())]
-
-
-def scored(name: str, overrides: list[str]):
-    return composed_score([*sized(name), *overrides])
-
-
-def composed_score(overrides: list[str]):
-    """What scripts/instructeval.py does with this command line."""
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        cfg = compose("instructeval", overrides, return_hydra_config=True)
-    plain = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
-    return score(plain, dict(cfg.hydra.runtime.choices))
-
-
-def stored(path, name: str) -> list[dict]:
-    rows = []
-    for file in sorted((path.with_suffix("") / name).glob("*.jsonl.gz")):
-        with gzip.open(file, "rt") as lines:
-            rows += [json.loads(line) for line in lines][1:]
-    return rows
+    return overrides(tmp_path, model)
 
 
 def test_a_tuned_and_an_untuned_model_are_scored_recorded_and_tabulated(place, tmp_path):
@@ -103,24 +67,32 @@ def test_a_tuned_and_an_untuned_model_are_scored_recorded_and_tabulated(place, t
     assert "last epoch" not in markdown.read_text()
 
 
-@pytest.mark.parametrize(("overrides", "experiment"), [
-    ([], "mine"),
-    (["seed=0", "task.shots=5", "which=best", "precision=bf16", "batch_size=2", "task.temperature=0"], "mine"),
-    (["limit=20"], "mine-limit-20"),
-    (["which=last", "seed=1"], "mine-seed-1-which-last"),
-    (["task.shots=2"], "mine-task.shots-2"),
-    (["precision=no"], "mine-precision-no"),
-    (["experiment=other", "limit=20"], "other"),
-    (["run=null", "limit=20"], "adhoc"),
-])  # fmt: skip
-def test_a_score_that_is_asked_otherwise_is_a_trial(overrides, experiment):
+@pytest.mark.parametrize(
+    ("given", "experiment"),
+    [
+        ([], "mine"),
+        (
+            ["seed=0", "benchmark.shots=5", "which=best", "precision=bf16", "batch_size=2", "benchmark.temperature=0"],
+            "mine",
+        ),
+        (["limit=20"], "mine-limit-20"),
+        (["which=last", "seed=1"], "mine-seed-1-which-last"),
+        (["benchmark.shots=2"], "mine-task.shots-2"),
+        (["precision=no"], "mine-precision-no"),
+        (["experiment=other", "limit=20"], "other"),
+        (["run=null", "limit=20"], "adhoc"),
+    ],
+)
+def test_a_score_that_is_asked_otherwise_is_a_trial(given, experiment):
     """Compared by value with configs/, and with the precision in which the model was trained."""
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        config = OmegaConf.to_container(compose("instructeval", ["run=mine/alpaca/lora-0", *overrides]), resolve=True)
-    scored = SimpleNamespace(
-        config={"precision": "bf16"} if config["run"] else {}, experiment="mine" if config["run"] else "adhoc"
-    )
-    assert _experiment(_asked(config, scored), {"task": "mmlu"}, scored) == experiment
+        cfg = compose("instructeval", ["run=mine/alpaca/lora-0", *given])
+    config = ScoreConfig.of(OmegaConf.to_container(cfg, resolve=True))
+    trained_in = {"precision": "bf16"} if config.run else {}
+    scored = SimpleNamespace(config=trained_in, experiment="mine" if config.run else "adhoc")
+    asked = {key: getattr(config, key) for key in ASKED}
+    asked = how(config.benchmark, asked, precision_of(config, trained_in.get("precision")))
+    assert experiment_of(config, "mmlu", scored, asked) == experiment
 
 
 def test_a_trial_of_scores_leaves_the_runs_experiment_alone(place, tmp_path, caplog):
@@ -135,7 +107,8 @@ def test_a_trial_of_scores_leaves_the_runs_experiment_alone(place, tmp_path, cap
         f"trial  limit=2 task.shots=2 task.subjects=2: records go to experiment={name}, beside those of the run; give "
     )
     assert [text.startswith(line) for text in caplog.messages].index(True) < [
-        text.startswith("done") for text in caplog.messages].index(True)  # fmt: skip
+        text.startswith("done") for text in caplog.messages
+    ].index(True)
     assert not (tmp_path / "results" / "runs" / "instruct_quickstart" / "mmlu").exists()
     [path] = scored("mmlu", [*scoring, run, "limit=2", "experiment=elsewhere"])
     assert records.load(path).run_id.startswith("elsewhere/mmlu/lora-")
@@ -200,7 +173,7 @@ def test_a_score_stands_where_its_weights_or_questions_are_not_at_hand(absent, p
 def test_what_was_written_outlives_a_sandbox_that_fails(place, monkeypatch):
     """The next start runs the programs and asks nothing again."""
     _, scoring = place
-    scoring = [*scoring, "allow_code_execution=true", "task.max_new_tokens=8"]
+    scoring = [*scoring, "allow_code_execution=true", "benchmark.max_new_tokens=8"]
     calls = []
 
     def run(program, **_):
@@ -212,7 +185,7 @@ def test_what_was_written_outlives_a_sandbox_that_fails(place, monkeypatch):
     monkeypatch.setattr("melora_bench.instructeval.score.sandbox.run", run)
     with pytest.raises(ValueError, match="does not work here"):
         scored("humaneval", scoring)
-    monkeypatch.setattr("melora_bench.instructeval.scoring.generate", None)  # would raise if it were called
+    monkeypatch.setattr("melora_bench.instructeval.evaluation.generate", None)  # would raise if it were called
     [path] = scored("humaneval", scoring)
     assert records.load(path).epochs[0]["metrics"] == {"score": 1.0, "ceiling": 1.0}
     assert not list(path.parent.rglob("*.unscored*"))
@@ -236,7 +209,7 @@ def test_programs_of_a_model_run_with_permission_only(place, tmp_path):
 
 def test_the_weaker_sandbox_must_be_asked_for_and_is_recorded(place, monkeypatch):
     _, scoring = place
-    scoring, asked = [*scoring, "limit=1", "allow_code_execution=true", "task.max_new_tokens=8"], []
+    scoring, asked = [*scoring, "limit=1", "allow_code_execution=true", "benchmark.max_new_tokens=8"], []
     with pytest.raises(ValueError, match=r"isolation='none' is not one of namespaces, process"):
         scored("humaneval", [*scoring, "isolation=none"])
 
@@ -260,7 +233,7 @@ def test_out_of_memory_says_what_to_lower_and_finished_subjects_are_kept(place, 
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return generate(*given, **options)
 
-    monkeypatch.setattr("melora_bench.instructeval.scoring.generate", full_at_the_second_subject)
+    monkeypatch.setattr("melora_bench.instructeval.evaluation.generate", full_at_the_second_subject)
     with pytest.raises(ValueError, match=r"out of memory at batch_size=8: lower it, .* finished subjects are kept"):
         scored("mmlu", scoring)
     [path] = scored("mmlu", [*scoring, "batch_size=1"])
@@ -302,7 +275,7 @@ def test_the_harness_gets_the_model_under_the_same_precision(place, monkeypatch)
 
 def test_of_several_benchmarks_one_that_is_refused_does_not_stop_the_others(place, tmp_path):
     _, scoring = place
-    command = [sys.executable, str(ROOT / "scripts" / "instructeval.py"), "-m", *scoring, "task=humaneval,bbh"]
+    command = [sys.executable, str(ROOT / "scripts" / "instructeval.py"), "-m", *scoring, "benchmark=humaneval,bbh"]
     done = subprocess.run([*command, *sized("bbh")[1:]], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode != 0 and "set allow_code_execution=true" in done.stderr and "Traceback" not in done.stderr
     assert [path.parent.name for path in (tmp_path / "results").rglob("*.json")] == ["bbh"]
@@ -348,22 +321,63 @@ def test_prompts_need_no_weights(place, tmp_path, caplog):
         ("batch_size=-1", r"batch_size=-1 must be a whole number from 1 on"),
         ("batch_size=1.5", r"batch_size=1.5 must be a whole number from 1 on"),
         ("seed=x", r"seed=x must be a whole number from 0 on"),
-        ("task.context=x", r"task.context=x must be a whole number"),
-        ("task.temperature=-1", r"task.temperature=-1 must be a number from 0 on"),
+        ("benchmark.context=x", r"benchmark.context=x must be a whole number"),
+        ("benchmark.temperature=-1", r"benchmark.temperature=-1 must be a number from 0 on"),
         ("prompts=p.jsonl run=mine", r"name the run's backbone instead of run="),
-        ("protocol=lm_eval task=humaneval backbone.path=nowhere", r"the harness is not used for task=humaneval"),
-        ("task=alpaca", r"task=alpaca is trained on, not scored: use task=mmlu, bbh, drop or humaneval"),
+        (
+            "protocol=lm_eval benchmark=humaneval backbone.path=nowhere",
+            r"the harness is not used for benchmark=humaneval",
+        ),
+        ("experiment=a/b", r"experiment=a/b must be one folder's name"),
+        ("run=7", r"run=7 must be a text or null"),
+        ("benchmark.shots=-1", r"benchmark.shots=-1 must be a whole number from 0 on"),
+        ("+limits=3", r"limits is unknown: there are .*limit, "),
     ],
 )
 def test_bad_input_is_one_line(place, tmp_path, override, message):
     _, scoring = place
     kept = [item for item in scoring if not (override == "data=embedded" and item.startswith("data"))]
     with pytest.raises(ValueError, match=message) as error:
-        composed_score([*([] if "task=" in override else sized("mmlu")), *kept, *override.split()])
+        composed_score([*([] if "benchmark=" in override else sized("mmlu")), *kept, *override.split()])
     assert "\n" not in str(error.value) and not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "given", "line"),
+    [
+        ("score", "task=mmlu", "benchmarks are named by benchmark=mmlu"),
+        ("score", "task=mmlu,bbh", "benchmarks are named by benchmark=mmlu,bbh"),
+        ("score", "task.shots=2", "benchmarks are named by benchmark.shots=2"),
+        ("score", "task=alpaca", "task=alpaca is trained on, not scored: use benchmark=bbh, drop, humaneval or mmlu"),
+        ("score", "benchmark=mmlu,drop", ""),
+        (
+            "train",
+            "task=mmlu",
+            "task=mmlu scores a model and trains none: scripts/instructeval.py benchmark=mmlu run=RUN",
+        ),
+        (
+            "train",
+            "task=cola,bbh",
+            "task=bbh scores a model and trains none: scripts/instructeval.py benchmark=bbh run=RUN",
+        ),
+        ("train", "task=alpaca", ""),
+        ("train", "task.metric=f1", ""),
+    ],
+)
+def test_a_benchmark_is_no_task(command, given, line):
+    assert misnamed(["seed=1", given], command) == line
+
+
+@pytest.mark.parametrize(
+    ("script", "line"), [("train", "scores a model and trains none"), ("instructeval", "are named by")]
+)
+def test_a_benchmark_given_as_a_task_is_one_line(script, line, tmp_path):
+    command = [sys.executable, str(ROOT / "scripts" / f"{script}.py"), "task=mmlu"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1 and line in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_benchmark_trains_nothing(place):
     train, _ = place
-    with pytest.raises(RunError, match=r"task=mmlu scores a model and trains none: scripts/instructeval.py task=mmlu"):
-        run_point([item for item in train if not item.startswith("task=")] + ["task=mmlu", "method=lora"])
+    with pytest.raises(MissingConfigException, match="Could not find 'task/mmlu'"):
+        run_point([*train, "task=mmlu", "method=lora"])

@@ -1,12 +1,10 @@
 """Hostile programs: each is contained and told from a program that passes, in every isolation this machine has."""
 
-import contextlib
 import ctypes
 import gzip
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -18,107 +16,18 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from sandbox_box import ADD_KEY, CLOSED, FILTERED, KEYCTL, MODES, USER, Box, change, end, open_folder
 
 from melora_bench.files import ROOT
 from melora_bench.instructeval.humaneval import completion, program
 from melora_bench.instructeval.sandbox import runner as sandbox
 from melora_bench.training.configs import build
 
-SYSTEM_PYTHON = "/usr/bin/python3"  # an interpreter that every user can read, which a developer's own may not be
-ORDINARY = ("setpriv", "--reuid=54321", "--regid=54321", "--clear-groups")
-USER = "namespaces of an ordinary user"  # for whom "namespaces" is the same
-CLOSED = ("namespaces", USER) if os.getuid() == 0 else ("namespaces",)
-MODES = (*CLOSED, "process")
-REFUSALS: dict[str, str] = {}  # mode: why this machine does not have it, or nothing
-
-
-class Box:
-    """sandbox.run in one of MODES; its supervisors have `marker` on their command line, so that the host can find them."""
-
-    def __init__(self, mode: str, marker: str, monkeypatch: pytest.MonkeyPatch):
-        self.mode, self.isolation, self.marker = mode, mode.split()[0], marker
-        if mode == USER:
-            if not shutil.which("setpriv") or not Path(SYSTEM_PYTHON).exists():
-                pytest.skip(f"needs setpriv and {SYSTEM_PYTHON}")
-            monkeypatch.setattr(sandbox, "COMMAND", (*ORDINARY, *_with_system_python()))
-        elif self.isolation == "process" and os.getuid() == 0 and Path(SYSTEM_PYTHON).exists():
-            monkeypatch.setattr(sandbox, "COMMAND", _with_system_python())
-        if mode not in REFUSALS:
-            REFUSALS[mode] = self.refusal()
-        if REFUSALS[mode]:
-            assert not unshare_can(mode), REFUSALS[mode]
-            pytest.skip(REFUSALS[mode])
-
-    def run(self, program: str, timeout: float = 20.0) -> sandbox.Outcome:
-        return sandbox.run(program, allow_code_execution=True, timeout=timeout, isolation=self.isolation)
-
-    def refusal(self) -> str:
-        try:
-            return "" if self.run("").passed else "an empty program does not pass"
-        except ValueError as error:
-            return str(error)
-
-    def processes(self) -> dict[int, str]:
-        return processes_with(self.marker)
-
-
-def unshare_can(mode: str) -> bool:
-    """Whether unshare(1) can do here what the sandbox does: then the sandbox must."""
-    if mode == "process" or not shutil.which("unshare"):
-        return False
-    user = () if os.getuid() == 0 and mode == "namespaces" else ("--map-root-user",)
-    command = (
-        "unshare",
-        *user,
-        "--mount",
-        "--pid",
-        "--net",
-        "--ipc",
-        "--fork",
-        "mount",
-        "-t",
-        "tmpfs",
-        "tmpfs",
-        "/tmp",
-    )
-    return subprocess.run((*(ORDINARY if mode == USER else ()), *command), capture_output=True).returncode == 0
-
-
-def _with_system_python() -> tuple[str, ...]:
-    copy = Path(tempfile.gettempdir()) / "supervisor.py"  # the checkout may be closed to other users
-    shutil.copyfile(sandbox.COMMAND[-1], copy)
-    copy.chmod(0o644)
-    return (SYSTEM_PYTHON, *sandbox.COMMAND[1:-1], str(copy))
-
-
-def processes_with(marker: str) -> dict[int, str]:
-    """Number and command line of this machine's processes that name the marker; a zombie has none."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if marker.encode() in (line := path.read_bytes()):
-                found[int(path.parent.name)] = line.replace(b"\0", b" ").decode()
-    return found
-
 
 @pytest.fixture
 def folder(monkeypatch):
-    """A temporary folder that every user can reach, where the sandbox makes its own."""
-    with tempfile.TemporaryDirectory(prefix="sandbox_test_") as name:
-        os.chmod(name, 0o755)
-        monkeypatch.setattr(tempfile, "tempdir", name)
-        yield Path(name)
-
-
-def end(box: Box) -> None:
-    """A failing test must not leave a fork bomb behind: what a stopped process cannot do is fork."""
-    stopped: set[int] = set()
-    for number in (signal.SIGSTOP, signal.SIGKILL):
-        while left := set(box.processes()) - (stopped if number == signal.SIGSTOP else set()):
-            for pid in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
-            stopped |= left
+    with open_folder(monkeypatch) as path:
+        yield path
 
 
 def in_mode(mode: str, folder: Path, monkeypatch):
@@ -152,18 +61,6 @@ def needs_forks(box):
     if box.run("import os\nif os.fork() == 0: os._exit(0)").reason.startswith("failed: BlockingIOError"):
         pytest.skip("here the user's other processes count against the limit, and no program can fork")
     return box
-
-
-def change(folder: Path, monkeypatch, *lines: tuple[str, str]) -> None:
-    """Let the supervisor be a copy with other text."""
-    text = Path(sandbox.COMMAND[-1]).read_text()
-    for old, new in lines:
-        assert text.count(old) == 1
-        text = text.replace(old, new)
-    copy = folder / "supervisor.py"
-    copy.write_text(text)
-    copy.chmod(0o644)
-    monkeypatch.setattr(sandbox, "COMMAND", (*sandbox.COMMAND[:-1], str(copy)))
 
 
 PROGRAM = "def double(x):\n    return 2 * x\n\ndef check(candidate):\n    assert candidate({}) == 4\n\ncheck(double)"
@@ -434,14 +331,18 @@ def test_files_of_the_host_cannot_be_read(closed_box, folder, monkeypatch):
     home = Path.home()
     prefix = Path(sys.base_prefix)
     hidden = [home / name for name in os.listdir(home) if home / name not in prefix.parents]
-    hidden += [Path(sandbox.__file__), Path(__file__), Path("/proc/1"), Path("/sys/kernel"), Path("/etc/passwd"),
-               Path("/run/user"), Path("/var/log"), Path("/old/etc")]  # fmt: skip
+    hidden += [
+        Path(sandbox.__file__),
+        Path(__file__),
+        Path("/proc/1"),
+        Path("/sys/kernel"),
+        Path("/etc/passwd"),
+        Path("/run/user"),
+        Path("/var/log"),
+        Path("/old/etc"),
+    ]
     program = f"import os\nfound = [path for path in {[str(path) for path in hidden]!r} if os.path.lexists(path)]\nprint(found)"
     assert closed_box.run(program).output == "[]\n"
-
-
-KEYCTL, ADD_KEY = {"x86_64": (250, 248), "aarch64": (219, 217)}.get(os.uname().machine, (None, None))
-FILTERED = KEYCTL and "Seccomp:" in Path("/proc/self/status").read_text()  # the machines that the supervisor knows
 
 
 @pytest.mark.parametrize("seccomp", [True, False])
@@ -689,11 +590,14 @@ def test_nothing_runs_without_the_permission(permission, monkeypatch):
         sandbox.run("", allow_code_execution=permission)
 
 
-@pytest.mark.parametrize(("argument", "message"), [
-    ({"isolation": "none"}, "isolation='none' is not one of namespaces, process"),
-    ({"timeout": 0}, "timeout=0 must be a positive"),
-    ({"timeout": float("nan")}, "timeout=nan must be a positive"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"isolation": "none"}, "isolation='none' is not one of namespaces, process"),
+        ({"timeout": 0}, "timeout=0 must be a positive"),
+        ({"timeout": float("nan")}, "timeout=nan must be a positive"),
+    ],
+)
 def test_a_bad_argument_is_named(argument, message):
     with pytest.raises(ValueError, match=message):
         sandbox.run("", allow_code_execution=True, **argument)

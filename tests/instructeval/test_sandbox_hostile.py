@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_sandbox import FILTERED, MODES, ORDINARY, SYSTEM_PYTHON, Box, change, end, folder  # noqa: F401 (a fixture)
+from sandbox_box import FILTERED, MODES, ORDINARY, SYSTEM_PYTHON, Box, change, end, open_folder
 
 from melora_bench.instructeval.sandbox import runner as sandbox
 from melora_bench.instructeval.sandbox.system_calls import ARCHITECTURES, filter_for, numbers
@@ -46,10 +46,16 @@ for line in sys.stdin:
 """
 
 
+@pytest.fixture
+def folder(monkeypatch):
+    with open_folder(monkeypatch) as path:
+        yield path
+
+
 class Caller:
     """sandbox.run in a process of an ordinary user, in a folder that is his."""
 
-    def __init__(self, folder: Path, *prefix: str, supervisor: str = ""):  # noqa: F811
+    def __init__(self, folder: Path, *prefix: str, supervisor: str = ""):
         if not shutil.which("setpriv") or not Path(SYSTEM_PYTHON).exists():
             pytest.skip(f"needs setpriv and {SYSTEM_PYTHON}")
         place, copy = folder / "own", folder / "copy"
@@ -64,8 +70,11 @@ class Caller:
             os.chown(place, USER_ID, USER_ID)
         self.process = subprocess.Popen(
             [*ORDINARY, *prefix, SYSTEM_PYTHON, "-c", DRIVER, str(copy), str(place), supervisor],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/",
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd="/",
+        )
         self.one_after_another = threading.Lock()
 
     def run(self, program: str, timeout: float = 20.0, isolation: str = "process") -> sandbox.Outcome:
@@ -186,8 +195,11 @@ REFUSED = {
     "sethostname": (170, 161, "b'x', 1"),
     "seccomp": (317, 277, "2, 0, bytes(4)"),
 }
-ASKED = {name: (x86 if MACHINE == "x86_64" else arm, arguments) for name, (x86, arm, arguments) in REFUSED.items()
-         if FILTERED and (MACHINE == "x86_64" or arm is not None)}  # fmt: skip
+ASKED = {
+    name: (x86 if MACHINE == "x86_64" else arm, arguments)
+    for name, (x86, arm, arguments) in REFUSED.items()
+    if FILTERED and (MACHINE == "x86_64" or arm is not None)
+}
 ANSWERS = ", ".join(f"'{name}': call({number}, {arguments})" for name, (number, arguments) in ASKED.items())
 ALL_CALLS = f"{CALL}import json\nprint(json.dumps({{{ANSWERS}}}))"
 # Those of uprobes pass every filter and end a process that is not probed.
@@ -207,7 +219,9 @@ for family in range(64):
 print(made <= {1, 2, 10, 16})
 try: socket.socket(40, socket.SOCK_STREAM)
 except OSError as error: print(error.errno)
-""", "passed", "True\n97\n",
+""",
+        "passed",
+        "True\n97\n",
     ),
     "raw socket": ("import socket\nsocket.socket(socket.AF_INET, socket.SOCK_RAW, 1)", "failed: PermissionError", ""),
     "netlink sets an interface up": (
@@ -216,23 +230,32 @@ import socket, struct
 link = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
 link.send(struct.pack("IHHIIBxHiII", 32, 16, 5, 1, 0, 0, 0, 1, 1, 1))
 print(struct.unpack("i", link.recv(4096)[16:20])[0])
-""", "passed", "-1\n",
+""",
+        "passed",
+        "-1\n",
     ),
     "clone into namespaces": (
         CALL + f"print({{call({56 if MACHINE == 'x86_64' else 220}, 1 << bit | 17, 0, 0, 0, 0) "
-        "for bit in (17, 25, 26, 27, 28, 29, 30)})", "passed", "{'EPERM'}\n",
+        "for bit in (17, 25, 26, 27, 28, 29, 30)})",
+        "passed",
+        "{'EPERM'}\n",
     ),
     "every call that is not on the list": (EVERY_OTHER, "passed", "{'ENOSYS'}\n"),
     "a call by its x32 number": (f"{CALL}print(call(2**30 + 39))", "passed", "ENOSYS\n"),
     "nested folders": (
-        "import os\nfor _ in range(3000):\n  os.mkdir('d')\n  os.chdir('d')\nprint('made')", "passed", "made\n",
+        "import os\nfor _ in range(3000):\n  os.mkdir('d')\n  os.chdir('d')\nprint('made')",
+        "passed",
+        "made\n",
     ),
     "unreadable folders": (
         "import os\nos.makedirs('a/b/c')\nopen('a/b/c/d', 'w').close()\nfor d in ('a/b/c', 'a/b', 'a'): os.chmod(d, 0)",
-        "passed", "",
+        "passed",
+        "",
     ),
     "links out of the folder": (
-        "import os\nfor n, to in enumerate(('/', '/usr', '..', '../..')): os.symlink(to, f'link{n}')", "passed", "",
+        "import os\nfor n, to in enumerate(('/', '/usr', '..', '../..')): os.symlink(to, f'link{n}')",
+        "passed",
+        "",
     ),
     "signals to the parents": (
         """
@@ -247,11 +270,15 @@ for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGKILL, *range(1, 65)):
     for pid in targets:
         try: os.kill(pid, number)
         except OSError: pass
-""", "passed", "",
+""",
+        "passed",
+        "",
     ),
     "signals to everybody": (
         "import os, signal\nfor n in (signal.SIGSTOP, signal.SIGTERM, signal.SIGKILL):\n  try: os.kill(-1, n)\n"
-        "  except OSError: pass", "passed", "",
+        "  except OSError: pass",
+        "passed",
+        "",
     ),
     "a signal by a pipe's owner": (
         """
@@ -265,15 +292,25 @@ for owner in {os.getppid(), 1}:
         os.write(other, b"x")
     except OSError: pass
 time.sleep(0.2)
-""", "passed", "",
+""",
+        "passed",
+        "",
     ),
     "limits of the parent": (
-        "import os, resource\nresource.prlimit(os.getppid(), resource.RLIMIT_CPU, (1, 1))", "failed: PermissionError", "",
+        "import os, resource\nresource.prlimit(os.getppid(), resource.RLIMIT_CPU, (1, 1))",
+        "failed: PermissionError",
+        "",
     ),
     "limits raised": (
-        "import resource\nresource.setrlimit(resource.RLIMIT_NPROC, (99, 99))", "failed: ValueError: not allowed to raise", "",
+        "import resource\nresource.setrlimit(resource.RLIMIT_NPROC, (99, 99))",
+        "failed: ValueError: not allowed to raise",
+        "",
     ),
-    "nice of the parent": ("import os\nos.setpriority(os.PRIO_PROCESS, os.getppid(), 19)", "failed: PermissionError", ""),
+    "nice of the parent": (
+        "import os\nos.setpriority(os.PRIO_PROCESS, os.getppid(), 19)",
+        "failed: PermissionError",
+        "",
+    ),
     "nice of the user": ("import os\nos.setpriority(os.PRIO_USER, 0, 19)", "failed: PermissionError", ""),
     "processors of the parent": ("import os\nos.sched_setaffinity(os.getppid(), {0})", "failed: PermissionError", ""),
     "memory of the parents": (
@@ -285,14 +322,19 @@ for pid in (os.getppid(), 1):
         try: found.append(open(f"/proc/{pid}/{name}", "rb").read(1))
         except OSError: pass
 print(found)
-""", "passed", "[]\n",
+""",
+        "passed",
+        "[]\n",
     ),
     "every descriptor": (
-        "import os\nheld = []\nwhile True: held.append(os.open('/dev/null', os.O_RDONLY))", "failed: OSError: [Errno 24]", "",
+        "import os\nheld = []\nwhile True: held.append(os.open('/dev/null', os.O_RDONLY))",
+        "failed: OSError: [Errno 24]",
+        "",
     ),
     "threads without end": (
         "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(9,), daemon=True).start()",
-        "failed: RuntimeError: can't start new thread", "",
+        "failed: RuntimeError: can't start new thread",
+        "",
     ),
     "processes that ignore signals": (
         """
@@ -306,15 +348,23 @@ for _ in range(3):
             os.setsid()
             while True: time.sleep(1)
     except BlockingIOError: pass
-""", "passed", "",
+""",
+        "passed",
+        "",
     ),
     "it stops itself": ("import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)", "timed out", ""),
     "shared memory": ("import mmap\nmmap.mmap(-1, 2**30)", "failed: OSError: [Errno 12]", ""),
     "a file of a terabyte": ("open('big', 'wb').truncate(10**12)", "failed: OSError: [Errno 27]", ""),
     "a great pipe": ("import fcntl, os\nfcntl.fcntl(os.pipe()[1], 1031, 2**30)", "failed: PermissionError", ""),
-    "a device": ("import os, stat\nos.mknod('sda', 0o600 | stat.S_IFBLK, os.makedev(8, 0))", "failed: PermissionError", ""),
+    "a device": (
+        "import os, stat\nos.mknod('sda', 0o600 | stat.S_IFBLK, os.makedev(8, 0))",
+        "failed: PermissionError",
+        "",
+    ),
     "a file of another user": (
-        "import os\nopen('a', 'w').close()\ntry: os.chown('a', 1, 1)\nexcept OSError: print('no')", "passed", "no\n",
+        "import os\nopen('a', 'w').close()\ntry: os.chown('a', 1, 1)\nexcept OSError: print('no')",
+        "passed",
+        "no\n",
     ),
     "a program that changes the user": (
         """
@@ -323,29 +373,41 @@ for path in ("/usr/bin/su", "/usr/bin/passwd", "/usr/bin/mount", "/usr/bin/newui
     try: subprocess.run([path, "--help"], capture_output=True, timeout=5)
     except (OSError, subprocess.SubprocessError): pass
 print(sum(map(int, open("/proc/self/status").read().partition("CapEff:")[2].split()[0])) if os.path.exists("/proc") else 0)
-""", "passed", "0\n",
+""",
+        "passed",
+        "0\n",
     ),
     "an abort": ("import os\nos.abort()", "killed: signal 6", ""),
-    "a timer": ("import signal, time\nsignal.setitimer(signal.ITIMER_REAL, 0.01)\ntime.sleep(9)", "killed: signal 14", ""),
+    "a timer": (
+        "import signal, time\nsignal.setitimer(signal.ITIMER_REAL, 0.01)\ntime.sleep(9)",
+        "killed: signal 14",
+        "",
+    ),
     "a timer of profiling": (
-        "import signal\nsignal.setitimer(signal.ITIMER_PROF, 0.01)\nwhile True: pass", "killed: signal 27", "",
+        "import signal\nsignal.setitimer(signal.ITIMER_PROF, 0.01)\nwhile True: pass",
+        "killed: signal 27",
+        "",
     ),
     "an interpreter in its place": (
         "import os, sys\nos.execv(sys.base_prefix + '/bin/python3', ['python', '-S', '-c', 'print(1)'])",
-        "exited: status 0", "1\n",
+        "exited: status 0",
+        "1\n",
     ),
     "an alarm that leaves": (
         "import os, signal, time\nsignal.signal(signal.SIGALRM, lambda *_: os._exit(0))\nsignal.setitimer(0, 0.1)\n"
         "time.sleep(9)",
-        "exited: status 0", "",
+        "exited: status 0",
+        "",
     ),
     "a flood of errors": ("import os\nfor _ in range(200): os.write(2, b'x' * 10_000)", "passed", "x" * 16_384),
     "closed output": ("import os\nos.close(1)\nos.close(2)\nassert 0", "failed: AssertionError", ""),
     "no death with the parent": (
-        CALL + "print(libc.prctl(1, 0, 0, 0, 0), libc.prctl(38, 0, 0, 0, 0))", "passed", "0 -1\n",
+        CALL + "print(libc.prctl(1, 0, 0, 0, 0), libc.prctl(38, 0, 0, 0, 0))",
+        "passed",
+        "0 -1\n",
     ),
     "the supervisor's memory": ("import os\nopen(f'/proc/{os.getppid()}/mem', 'r+b')", "failed: ", ""),
-}  # fmt: skip
+}
 BENIGN = {
     "threads": "import threading\nall = [threading.Thread(target=print) for _ in range(3)]\n"
     "for t in all: t.start()\nfor t in all: t.join()",
@@ -461,7 +523,7 @@ def test_nothing_is_left_on_the_host(mode):
     outcome_of(mode, next(iter(outcomes)))
 
 
-def test_what_the_filter_refuses_is_there_without_it(folder, monkeypatch):  # noqa: F811
+def test_what_the_filter_refuses_is_there_without_it(folder, monkeypatch):
     """The arguments above are good: without the filter, these calls do something."""
     if not FILTERED:
         pytest.skip("the supervisor has no filter of system calls here")
@@ -534,7 +596,7 @@ def test_the_filters_answers_to_every_call(machine):
     assert filter_for("riscv64") == b""
 
 
-def test_the_filter_takes_no_module_away(folder, monkeypatch):  # noqa: F811
+def test_the_filter_takes_no_module_away(folder, monkeypatch):
     """What of the standard library can be imported is the same with and without it."""
     program = """
 import sys
@@ -558,7 +620,7 @@ print(os.getuid())
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_sixteen_programs_at_once_do_not_share_a_limit(mode, folder, monkeypatch):  # noqa: F811
+def test_sixteen_programs_at_once_do_not_share_a_limit(mode, folder, monkeypatch):
     if os.getuid() != 0 and mode == "process":
         pytest.skip("isolation=process runs an ordinary user's program as that user")
     box = Box(mode, str(folder), monkeypatch)
@@ -588,7 +650,7 @@ print(os.getuid(), os.getgid(), count < 8, list(sets))
 
 @needs_root
 @pytest.mark.parametrize(("isolation", "user"), [("namespaces", 65534), ("process", 0)])
-def test_root_of_a_container_with_one_id_is_an_ordinary_user(isolation, user, folder):  # noqa: F811
+def test_root_of_a_container_with_one_id_is_an_ordinary_user(isolation, user, folder):
     if subprocess.run([*ORDINARY, *ONE_ID, "true"]).returncode != 0:
         pytest.skip("needs user namespaces")
     with Caller(folder, *ONE_ID) as caller:
@@ -609,17 +671,21 @@ def test_root_whom_no_limit_binds_is_told(isolation, monkeypatch):
 
 
 @needs_root
-@pytest.mark.parametrize(("mapped", "low", "high"), [
-    ("0 0 65536", 20_000, 60_000), ("0 0 4294967295", 0x70000000, 0x80000000),
-])  # fmt: skip
-def test_the_id_is_one_that_is_mapped(mapped, low, high, folder, monkeypatch):  # noqa: F811
+@pytest.mark.parametrize(
+    ("mapped", "low", "high"),
+    [
+        ("0 0 65536", 20_000, 60_000),
+        ("0 0 4294967295", 0x70000000, 0x80000000),
+    ],
+)
+def test_the_id_is_one_that_is_mapped(mapped, low, high, folder, monkeypatch):
     change(folder, monkeypatch, ("for line in file]\n    return any", f"for line in [{mapped!r}]]\n    return any"))
     outcome = Box("namespaces", str(folder), monkeypatch).run("import os\nprint(os.getuid())")
     assert low <= int(outcome.output) < high
 
 
 @pytest.mark.parametrize("mode", ["process", *ALONE])
-def test_what_a_link_points_to_outlives_the_cleanup(mode, folder, monkeypatch):  # noqa: F811
+def test_what_a_link_points_to_outlives_the_cleanup(mode, folder, monkeypatch):
     victim = folder / "victim"
     victim.mkdir()
     (victim / "file").write_text("kept")
@@ -637,7 +703,7 @@ def test_what_a_link_points_to_outlives_the_cleanup(mode, folder, monkeypatch): 
         box.process.communicate()
 
 
-def test_a_folder_that_cannot_be_removed_is_a_warning(folder, monkeypatch, caplog):  # noqa: F811
+def test_a_folder_that_cannot_be_removed_is_a_warning(folder, monkeypatch, caplog):
     box, popen = Box("process", str(folder), monkeypatch), subprocess.Popen
 
     def without_rm(command, *rest, **options):
@@ -652,7 +718,7 @@ def test_a_folder_that_cannot_be_removed_is_a_warning(folder, monkeypatch, caplo
 
 
 @needs_root
-def test_a_stopped_supervisor_still_ends_the_programs_processes(folder):  # noqa: F811
+def test_a_stopped_supervisor_still_ends_the_programs_processes(folder):
     """As before Linux 6.12, where a program may stop it: it is woken, not waited for."""
     copy = folder / "stoppable.py"
     copy.write_text(Path(sandbox.COMMAND[-1]).read_text().replace("    enter_domain()\n", ""))

@@ -1,14 +1,16 @@
 """A scripted model's scores against hand-computed ones, what is stored, and resuming."""
 
+import dataclasses
 import gzip
 import json
 
 import pytest
 from instruct_fakes import BENCHMARKS, ScriptedModel, benchmark, byte_tokenizer, write_hub, write_original
 
-from melora_bench.instructeval import scoring
+from melora_bench.instructeval import progress as bars
 from melora_bench.instructeval.base import Question
-from melora_bench.instructeval.scoring import EvalProgress, evaluate
+from melora_bench.instructeval.evaluation import Asking, evaluate
+from melora_bench.instructeval.summary import summarise
 
 SCRIPT = {
     # MMLU: colours 1 of 1; toy_zoology: right, wrong case, right letter after something else
@@ -45,18 +47,21 @@ def hub(tmp_path_factory):
 
 @pytest.fixture
 def run(hub, tmp_path):
-    """run(name, ...) -> (result, model): evaluate the scripted model on the made-up questions."""
+    """run(name, ...) -> (evaluation, model): evaluate the scripted model on the made-up questions."""
 
     def check(name: str, *, fields: dict | None = None, script=SCRIPT, root=hub, identity="scripted", **options):
         model, made = ScriptedModel(script), benchmark(name, **(fields or {}))
-        options = {"batch_size": 2, "execute": execute} | options
-        result = evaluate(
-            made, made.read(root), model, byte_tokenizer(), tmp_path / "out", identity={"model": identity}, **options
-        )
-        return result, model
+        options = {"batch_size": 2, "execute": execute, "limit": None, "seed": 0} | options
+        asking = Asking(folder=tmp_path / "out", identity={"model": identity}, **options)
+        return evaluate(made, made.read(root), model, byte_tokenizer(), asking), model
 
     check.folder = tmp_path / "out"
     return check
+
+
+def numbers(evaluation) -> tuple:
+    summary = evaluation.summary
+    return summary.questions, summary.score, summary.exact, summary.ceiling
 
 
 def stored(path) -> list[dict]:
@@ -69,39 +74,49 @@ def stored(path) -> list[dict]:
 
 def test_mmlu_is_the_mean_over_questions(run):
     result, _ = run("mmlu")
-    assert result["subjects"] == {
+    assert result.summary.subjects == {
         "colours": {"questions": 1, "score": 100.0, "exact": 100.0},
         "toy_zoology": {"questions": 3, "score": pytest.approx(100 / 3), "exact": 0.0},
     }
-    assert (result["average"], result["questions"], result["score"], result["exact"]) == ("micro", 4, 50.0, 25.0)
+    assert numbers(result) == (4, 50.0, 25.0, None)
 
 
 def test_bbh_is_the_mean_over_tasks_and_none_counts_as_no(run):
     result, _ = run("bbh")
-    assert result["subjects"] == {
+    assert result.summary.subjects == {
         "answers": {"questions": 1, "score": 100.0, "exact": 0.0},
         "negation": {"questions": 2, "score": 50.0, "exact": 50.0},
     }
-    assert (result["average"], result["questions"], result["score"], result["exact"]) == ("macro", 3, 75.0, 25.0)
+    assert numbers(result) == (3, 75.0, 25.0, None)
 
 
 def test_drop_is_the_mean_and_20_counts_as_2(run):
     result, _ = run("drop")
-    assert result["score"] == pytest.approx(200 / 3)
-    assert result["exact"] == pytest.approx(100 / 3)
-    assert result["data"]["label"] == "DROP"
+    assert numbers(result) == (3, pytest.approx(200 / 3), pytest.approx(100 / 3), None)
 
 
-def test_local_drop_says_so_in_its_result(run, tmp_path):
-    script = {"Answer:": " 2"}
-    result, _ = run("drop", root=write_original(tmp_path / "data"), script=script)
-    assert result["data"]["label"] == "local DROP"
-    assert result["score"] == pytest.approx(100 / 3)
+def test_local_drop_is_scored_as_the_hubs(run, tmp_path):
+    result, _ = run("drop", root=write_original(tmp_path / "data"), script={"Answer:": " 2"})
+    assert result.summary.score == pytest.approx(100 / 3)
 
 
 def test_humaneval_is_pass_at_1_with_the_ceiling_that_the_cut_leaves(run):
     result, _ = run("humaneval")
-    assert (result["score"], result["ceiling"], result["exact"], result["questions"]) == (50.0, 50.0, None, 2)
+    assert numbers(result) == (2, 50.0, None, 50.0)
+    assert result.summary.tampering == 0
+
+
+@pytest.mark.parametrize(
+    ("average", "score", "halves"),
+    # Scores of the rows in order: 1, 0, 0 of one subject, 1 of another; the halves have rows 0 and 2, and 1 and 3.
+    [("micro", 50.0, [50.0, 50.0]), ("macro", (100 / 3 + 100) / 2, [50.0, 50.0])],
+)
+def test_halves_are_every_other_question_over_the_subjects(average, score, halves):
+    rows = {"a": [{"score": value, "shots": 5} for value in (True, False, False)], "b": [{"score": True, "shots": 4}]}
+    summary = summarise(average, rows)
+    assert (summary.score, summary.halves) == (pytest.approx(score), halves)
+    assert (summary.exact, summary.ceiling, summary.tampering, summary.shots) == (None, None, None, {"5": 3, "4": 1})
+    assert summarise(average, {"b": rows["b"]}).halves == [100.0, 100.0]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +138,7 @@ def test_humaneval_is_pass_at_1_with_the_ceiling_that_the_cut_leaves(run):
 def test_prefix_match_and_exact_match_of_one_output(output, target, score, exact):
     question = Question(text="", target=target)
     for name in ("mmlu", "bbh", "drop"):
-        assert benchmark(name).score(question, output, None) == {"score": score, "exact": exact}
+        assert benchmark(name).score(question, output, execute) == {"score": score, "exact": exact}
 
 
 # ---- what is stored
@@ -135,8 +150,12 @@ def test_every_prompt_output_target_and_score_is_stored(run):
     sha256 = header.pop("sha256")
     assert len(sha256) == 64
     assert header == {
-        "benchmark": "bbh", "subject": "negation", "version": 1, "max_new_tokens": 32, "identity": {"model": "scripted"},
-    }  # fmt: skip
+        "benchmark": "bbh",
+        "subject": "negation",
+        "version": 1,
+        "max_new_tokens": 32,
+        "identity": {"model": "scripted"},
+    }
     assert rows[1] == {
         "prompt": "not True is\nAnswer: False\n\nnot False is\nAnswer: True\n\nnot ( True ) is\nAnswer:",
         "target": "False",
@@ -151,23 +170,21 @@ def test_every_prompt_output_target_and_score_is_stored(run):
 
 def test_the_result_counts_shots_and_names_the_examples_whatever_the_shots(run, tmp_path):
     full, _ = run("mmlu")
-    assert full["shots"] == {"2": 4}
-    header = {key: full[key] for key in ("benchmark", "version", "limit")}
-    assert header == {"benchmark": "mmlu", "version": 1, "limit": None}
+    assert full.summary.shots == {"2": 4}
     run.folder.rename(tmp_path / "first")
     # colours: 76 + 47 + 51 + 45 bytes and BOS; toy_zoology: 80 + 56 + 60 + 52, 52 or 53 bytes and BOS
     tight, model = run("mmlu", fields={"context": 189})
-    assert tight["shots"] == {"1": 3, "0": 1}
+    assert tight.summary.shots == {"1": 3, "0": 1}
     assert sorted(len(prompt) + 1 for prompt in model.seen) == [134, 169, 189, 189]
-    assert tight["examples_sha256"] == full["examples_sha256"]
+    assert tight.examples_sha256 == full.examples_sha256
     run.folder.rename(tmp_path / "second")
-    assert run("mmlu", fields={"shots": 1})[0]["examples_sha256"] != full["examples_sha256"]
+    assert run("mmlu", fields={"shots": 1})[0].examples_sha256 != full.examples_sha256
 
 
 def test_a_limit_asks_and_scores_a_slice(run):
     result, model = run("mmlu", limit=2)
-    assert len(model.seen) == result["questions"] == 2
-    assert (result["limit"], result["score"]) == (2, 100.0)
+    assert len(model.seen) == result.asked == 2
+    assert numbers(result) == (2, 100.0, 50.0, None)
 
 
 def test_the_seed_is_part_of_a_sampled_runs_header_only(run):
@@ -194,15 +211,13 @@ def test_a_killed_run_goes_on_with_the_next_subject_and_ends_equal(run, tmp_path
     result, model = run("bbh")
     assert len(model.seen) == 2
     assert all(prompt.endswith(("not not True is\nAnswer:", "not ( True ) is\nAnswer:")) for prompt in model.seen)
-    assert (whole.pop("asked"), result.pop("asked")) == (3, 2)
-    assert all(each.pop("seconds") >= 0 for each in (whole, result))
-    assert result == whole
+    assert (whole.asked, result.asked) == (3, 2)
+    assert result == dataclasses.replace(whole, asked=2, seconds=result.seconds)
     assert {path.name: path.read_bytes() for path in run.folder.rglob("*.gz")} == whole_files
 
-    again, model = run("bbh", execute=None, batch_size=7)
+    again, model = run("bbh", batch_size=7)
     assert model.seen == []
-    assert again.pop("asked") == 0 and again.pop("seconds") >= 0
-    assert again == whole
+    assert again == dataclasses.replace(whole, asked=0, seconds=again.seconds)
 
 
 @pytest.mark.parametrize(
@@ -237,14 +252,6 @@ def test_a_stored_file_that_was_cut_off_is_named(run):
 # ---- refused before anything is run
 
 
-def test_humaneval_without_an_execute_is_refused(run):
-    with pytest.raises(
-        ValueError, match=r"^humaneval runs what the model wrote: it needs an execute\(program\) to do so$"
-    ):
-        run("humaneval", execute=None)
-    assert not run.folder.exists()
-
-
 def test_a_limit_below_one_is_refused(run):
     with pytest.raises(ValueError, match=r"^limit=0 leaves no question: give a number above 0, or null for all$"):
         run("mmlu", limit=0)
@@ -254,10 +261,11 @@ def test_a_limit_below_one_is_refused(run):
 def test_a_prompt_too_long_for_the_model_at_no_shots_is_refused_at_once(run, name, hub, tmp_path):
     made = benchmark(name, context=1)
     model = ScriptedModel(SCRIPT, positions=made.max_new_tokens + 20)
+    asking = Asking(folder=tmp_path / "x", identity={}, limit=None, batch_size=8, seed=0, execute=execute)
     with pytest.raises(
         ValueError, match=rf"^the longest prompt has \d+ tokens and {made.max_new_tokens} are to be writ"
     ):
-        evaluate(made, made.read(hub), model, byte_tokenizer(), tmp_path / "x", identity={}, execute=execute)
+        evaluate(made, made.read(hub), model, byte_tokenizer(), asking)
     assert model.seen == []
     assert not (tmp_path / "x").exists()
 
@@ -268,8 +276,8 @@ def test_a_prompt_too_long_for_the_model_at_no_shots_is_refused_at_once(run, nam
 def test_lines_tell_the_questions_done_and_the_time_left(monkeypatch, caplog):
     caplog.set_level("INFO")
     clock = iter([0.0, 30.0, 70.0, 80.0, 90.0])
-    monkeypatch.setattr(scoring.time, "perf_counter", lambda: next(clock))
-    with EvalProgress("MMLU", 100) as progress:
+    monkeypatch.setattr(bars.time, "perf_counter", lambda: next(clock))
+    with bars.EvalProgress("MMLU", 100) as progress:
         progress.subject = "anatomy"
         for count in (10, 10, 10, 70):
             progress.on_batch(count)

@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
 
 from melora_bench.instructeval.sandbox.system_calls import filter_for
 
@@ -87,20 +88,26 @@ def run(program: str, *, allow_code_execution: bool, timeout: float = 3.0, isola
         with inner:
             process = subprocess.Popen(
                 [*COMMAND, isolation, str(math.ceil(timeout) + 1), folder, str(inner.fileno())],
-                stdin=source, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0, cwd="/", env=ENVIRONMENT,
-                pass_fds=[inner.fileno()], start_new_session=True,
-            )  # fmt: skip
+                stdin=source,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                bufsize=0,
+                cwd="/",
+                env=ENVIRONMENT,
+                pass_fds=[inner.fileno()],
+                start_new_session=True,
+            )
         output = bytearray()
-        with process.stdout:
+        with cast(IO[bytes], process.stdout) as printed:
             try:
-                greeting = _next_message(channel, process.stdout, output, START_SECONDS)
+                greeting = _next_message(channel, printed, output, START_SECONDS)
                 if greeting == READY:
                     start = time.monotonic()
-                    answer = _next_message(channel, process.stdout, output, timeout)
+                    answer = _next_message(channel, printed, output, timeout)
                     seconds = time.monotonic() - start
             finally:
                 _stop(process)
-            _drain(process.stdout, output)
+            _drain(printed, output)
     text = output.decode("utf-8", "replace")
     if greeting != READY:
         cause = (greeting or b"").decode("utf-8", "replace") or text.strip().rpartition("\n")[2] or "no answer"
@@ -143,7 +150,7 @@ def _reason(answer: bytes | None) -> str:
     return text if text.startswith(("failed: ", "exited: ", "killed: ")) else "failed: no verdict"
 
 
-def _next_message(channel: socket.socket, pipe, output: bytearray, seconds: float) -> bytes | None:
+def _next_message(channel: socket.socket, pipe: IO[bytes], output: bytearray, seconds: float) -> bytes | None:
     """The next message (empty: the other side is gone), or None when time is up; meanwhile the output is read."""
     deadline = time.monotonic() + seconds
     with selectors.DefaultSelector() as selector:
@@ -160,14 +167,14 @@ def _next_message(channel: socket.socket, pipe, output: bytearray, seconds: floa
     return None
 
 
-def _read(pipe, output: bytearray) -> bool:
+def _read(pipe: IO[bytes], output: bytearray) -> bool:
     """Read once, keep what there is room for; False at the end."""
     data = os.read(pipe.fileno(), 65_536)
     output += data[: OUTPUT_BYTES - len(output)]
     return bool(data)
 
 
-def _drain(pipe, output: bytearray) -> None:
+def _drain(pipe: IO[bytes], output: bytearray) -> None:
     os.set_blocking(pipe.fileno(), False)  # in isolation=process, somebody may have escaped with the other end
     with contextlib.suppress(BlockingIOError):
         while _read(pipe, output):

@@ -54,7 +54,7 @@ libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes
 libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
 
 
-def call(function: Callable, *arguments: int | str | bytes | None) -> None:
+def call(function: Callable, *arguments: int | str | bytes | ctypes.Array | None) -> None:
     """A system call. Raises OSError naming it with its texts."""
     encoded = [os.fsencode(value) if isinstance(value, str) else value for value in arguments]
     if function(*encoded) != 0:
@@ -181,9 +181,9 @@ def restrict(cpu_seconds: int, number: int | None, rules: bytes) -> None:
     enter_domain()
     if rules:
         code = ctypes.create_string_buffer(rules)
-        header = ctypes.create_string_buffer(struct.pack("HP", len(rules) // 8, ctypes.addressof(code)))
+        program = ctypes.create_string_buffer(struct.pack("HP", len(rules) // 8, ctypes.addressof(code)))
         with contextlib.suppress(OSError):  # a kernel without seccomp
-            prctl(SECCOMP, FILTER, ctypes.addressof(header))
+            prctl(SECCOMP, FILTER, ctypes.addressof(program))
 
 
 def enter_domain() -> None:

@@ -58,7 +58,7 @@ ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK; others, such as AF_VSOCK, are in no network namespace.
 FAMILIES = (1, 2, 10, 16)
 # {call: (its argument, the values that it may have, the answer to others)}; 0 is the caller itself
-ARGUMENTS = {
+ARGUMENTS: dict[str, list[tuple[int, tuple[int, ...], int]]] = {
     "socket": [(0, FAMILIES, errno.EAFNOSUPPORT)],
     "socketpair": [(0, FAMILIES, errno.EAFNOSUPPORT)],
     "prlimit64": [(0, (0,), errno.EPERM)],

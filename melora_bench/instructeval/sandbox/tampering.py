@@ -38,7 +38,9 @@ def tampering(prompt: str, body: str) -> list[str]:
 
 
 def _telling(text: str) -> set[str]:
-    words, imported, patched = set(), set(), set()
+    words: set[str] = set()
+    imported: set[str] = set()
+    patched: set[str] = set()
     nodes = list(ast.walk(ast.parse(text)))
     for node in nodes:
         match node:
@@ -55,19 +57,23 @@ def _telling(text: str) -> set[str]:
                 imported.update(alias.name.split(".")[0] for alias in names)
                 patched.update(alias.asname or alias.name for alias in names)
     special = {word for word in words if re.fullmatch("__.+__", word)} - ORDINARY
-    stored = {f"{node.value.id}.{node.attr}" for node in nodes
-              if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load)
-              and isinstance(node.value, ast.Name) and node.value.id in patched}  # fmt: skip
+    changed = [node for node in nodes if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load)]
+    stored = {
+        f"{node.value.id}.{node.attr}"
+        for node in changed
+        if isinstance(node.value, ast.Name) and node.value.id in patched
+    }
     bound = _bound(symtable.symtable(text, "<program>", "exec"))
     return special | words & REACHING | imported & MODULES | stored | bound & REBOUND
 
 
 def _bound(top: symtable.SymbolTable) -> set[str]:
     """The module's names that are assigned, there or, declared global, in a function."""
-    found, tables = set(), [top]
+    names: set[str] = set()
+    tables = [top]
     while tables:
         table = tables.pop()
-        found |= {symbol.get_name() for symbol in table.get_symbols()
-                  if symbol.is_assigned() and (table is top or symbol.is_declared_global())}  # fmt: skip
+        assigned = [symbol for symbol in table.get_symbols() if symbol.is_assigned()]
+        names |= {symbol.get_name() for symbol in assigned if table is top or symbol.is_declared_global()}
         tables += table.get_children()
-    return found
+    return names

@@ -1,0 +1,130 @@
+"""What is scored: the adapters that `run=` names, one after another, or the backbone as it is."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import Accelerator
+
+from melora_bench.adapters import export
+from melora_bench.files import sha256_file
+from melora_bench.instructeval.config import ScoreConfig
+from melora_bench.models.backbones import check_device, check_dtype
+from melora_bench.records.identity import identity
+from melora_bench.training import checkpoints
+from melora_bench.training.configs import build
+
+log = logging.getLogger(__name__)
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# The untrained model is recorded as method=head of version 1, though head-only training makes no language model. Committed
+# records, whose file names the skip looks for, and the `untrained` rows of tables say so; another name would make all of
+# these scores missing. An option of its own (method=none) would need a class of methods/ that trains nothing.
+UNTRAINED, UNTRAINED_VERSION = "head", 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A model to score, and what its record says of it."""
+
+    # The model and its backbone.
+    load: Callable[[], tuple[torch.nn.Module, Any]]
+    # What is known of the frozen weights: `Backbone.origin`.
+    origin: Callable[[], dict]
+    experiment: str
+    seed: int
+    choices: dict
+    # The identity of its training; of a backbone as it is, the backbone alone.
+    config: dict
+    init_from: dict | None
+    # Epoch and step of the adapters.
+    at: dict
+    # no | bf16 | fp16: what is asked for, else what it was trained in, else no.
+    precision: str
+
+
+def models(config: ScoreConfig, choices: dict) -> Iterator[Scored]:
+    """The models that `run` names; without `run` the backbone as it is. Raises ValueError when there is none."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    if config.run is None:
+        yield _untrained(config, choices)
+        return
+    files = export.find(config.run, config.which, config.output_dir)
+    finished = [file for file in files if _is_finished(file)]
+    for file in finished:
+        yield _trained(config, file)
+    if not finished:
+        raise ValueError(f"run={config.run} has no adapters that are trained to their end: train on, then score")
+
+
+@contextlib.contextmanager
+def ready(scored: Scored) -> Iterator[tuple[torch.nn.Module, Any, Accelerator]]:
+    """The model on the device, under its precision, and its backbone."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    model, backbone = scored.load()
+    check_dtype(model, scored.precision)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    reduced = DTYPES.get(scored.precision)
+    with torch.autocast(accelerator.device.type, reduced) if reduced else contextlib.nullcontext():
+        yield model.to(accelerator.device), backbone, accelerator
+
+
+def precision_of(config: ScoreConfig, trained_in: str | None) -> str:
+    """The precision that a model is scored in. Raises ValueError for one that this machine does not have."""
+    precision = config.precision or trained_in or "no"
+    check_device(precision)
+    return precision
+
+
+def _untrained(config: ScoreConfig, choices: dict) -> Scored:
+    def load() -> tuple[torch.nn.Module, Any]:
+        backbone = build(config.backbone, "backbone")
+        return backbone.model(0).requires_grad_(False), backbone
+
+    return Scored(
+        load=load,
+        origin=lambda: build(config.backbone, "backbone").origin(),
+        experiment="adhoc",
+        seed=0,
+        choices={"method": UNTRAINED, "backbone": choices["backbone"], "recipe": None},
+        config=identity({"backbone": config.backbone}) | {"method": {"version": UNTRAINED_VERSION}},
+        init_from=None,
+        at={"epoch": 0, "step": 0},
+        precision=precision_of(config, None),
+    )
+
+
+def _trained(config: ScoreConfig, file: Path) -> Scored:
+    """file: adapters that a run wrote."""
+    about = checkpoints.account(file)
+
+    def load() -> tuple[torch.nn.Module, Any]:
+        trained = export.load(file, config.backbone["path"], as_trained=True)
+        return trained.model, trained.backbone
+
+    return Scored(
+        load=load,
+        origin=lambda: about["model"],
+        experiment=about["run_id"].split("/")[0],
+        seed=about["seed"],
+        choices=about["choices"],
+        config=about["config"],
+        init_from={"source": about["run_id"], "run_id": about["run_id"], "sha256": sha256_file(file)},
+        at={"epoch": about["epoch"], "step": about["step"]},
+        precision=precision_of(config, about["config"].get("precision")),
+    )
+
+
+def _is_finished(file: Path) -> bool:
+    """Whether the run beside whose last adapters `file` lies came to its end; of a file alone, nothing is known."""
+    last = file.with_name("last.safetensors")
+    about = checkpoints.account(last) if last.exists() else {"step": 0, "total_steps": 0}
+    if about["step"] < about["total_steps"]:
+        log.warning("pass  %s is trained for %d of %d steps", about["run_id"], about["step"], about["total_steps"])
+    return about["step"] >= about["total_steps"]
