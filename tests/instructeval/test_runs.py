@@ -10,18 +10,14 @@ import pandas as pd
 import pytest
 import torch
 from conftest import run_point
-from hydra import compose, initialize_config_dir
 from hydra.errors import MissingConfigException
 from instruct_runs import composed_score, overrides, save_model, scored, sized, stored
-from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from melora_bench.external.notices import warn_once
 from melora_bench.files import ROOT
-from melora_bench.instructeval.config import ScoreConfig, misnamed
+from melora_bench.instructeval.config import misnamed
 from melora_bench.instructeval.generate import generate
-from melora_bench.instructeval.models import precision_of
-from melora_bench.instructeval.point import ASKED, experiment_of, how
 from melora_bench.records import records
 from melora_bench.results.tables import regenerate
 from melora_bench.training import checkpoints
@@ -65,34 +61,6 @@ def test_a_tuned_and_an_untuned_model_are_scored_recorded_and_tabulated(place, t
     )
     assert table.loc[("MELoRA r=1 n=8", "bbh"), "seeds"] == 1
     assert "last epoch" not in markdown.read_text()
-
-
-@pytest.mark.parametrize(
-    ("given", "experiment"),
-    [
-        ([], "mine"),
-        (
-            ["seed=0", "benchmark.shots=5", "which=best", "precision=bf16", "batch_size=2", "benchmark.temperature=0"],
-            "mine",
-        ),
-        (["limit=20"], "mine-limit-20"),
-        (["which=last", "seed=1"], "mine-seed-1-which-last"),
-        (["benchmark.shots=2"], "mine-task.shots-2"),
-        (["precision=no"], "mine-precision-no"),
-        (["experiment=other", "limit=20"], "other"),
-        (["run=null", "limit=20"], "adhoc"),
-    ],
-)
-def test_a_score_that_is_asked_otherwise_is_a_trial(given, experiment):
-    """Compared by value with configs/, and with the precision in which the model was trained."""
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        cfg = compose("instructeval", ["run=mine/alpaca/lora-0", *given])
-    config = ScoreConfig.of(OmegaConf.to_container(cfg, resolve=True))
-    trained_in = {"precision": "bf16"} if config.run else {}
-    scored = SimpleNamespace(config=trained_in, experiment="mine" if config.run else "adhoc")
-    asked = {key: getattr(config, key) for key in ASKED}
-    asked = how(config.benchmark, asked, precision_of(config, trained_in.get("precision")))
-    assert experiment_of(config, "mmlu", scored, asked) == experiment
 
 
 def test_a_trial_of_scores_leaves_the_runs_experiment_alone(place, tmp_path, caplog):
