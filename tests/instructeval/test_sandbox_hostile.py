@@ -61,7 +61,7 @@ class Caller:
         place, copy = folder / "own", folder / "copy"
         if not copy.exists():
             package = copy / "melora_bench" / "instructeval"
-            shutil.copytree(Path(sandbox.__file__).parent, package, ignore=lambda *_: ["__pycache__"])
+            shutil.copytree(Path(sandbox.__file__).parent, package / "sandbox", ignore=lambda *_: ["__pycache__"])
             (package / "__init__.py").write_text("")
             (package.parent / "__init__.py").write_text("")
             for path in [copy, *copy.rglob("*")]:
