@@ -86,17 +86,7 @@ def run(program: str, *, allow_code_execution: bool, timeout: float = 3.0, isola
         channel.send(filter_for(os.uname().machine) if sys.maxsize > 2**32 else b"")  # other numbers at 32 bits
         channel.send(secret)
         with inner:
-            process = subprocess.Popen(
-                [*COMMAND, isolation, str(math.ceil(timeout) + 1), folder, str(inner.fileno())],
-                stdin=source,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                bufsize=0,
-                cwd="/",
-                env=ENVIRONMENT,
-                pass_fds=[inner.fileno()],
-                start_new_session=True,
-            )
+            process = _supervisor([isolation, str(math.ceil(timeout) + 1), folder, str(inner.fileno())], source, inner)
         output = bytearray()
         with cast(IO[bytes], process.stdout) as printed:
             try:
@@ -115,6 +105,21 @@ def run(program: str, *, allow_code_execution: bool, timeout: float = 3.0, isola
     reason = "passed" if answer == secret else _reason(answer)
     return Outcome(
         passed=reason == "passed", reason=reason, output=text, seconds=round(seconds, 3), isolation=isolation
+    )
+
+
+def _supervisor(arguments: list[str], source: IO[bytes], inner: socket.socket) -> subprocess.Popen:
+    """The inner side, started; it reads the program from `source` and has `inner` alone of what is open here."""
+    return subprocess.Popen(
+        [*COMMAND, *arguments],
+        stdin=source,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        bufsize=0,
+        cwd="/",
+        env=ENVIRONMENT,
+        pass_fds=[inner.fileno()],
+        start_new_session=True,
     )
 
 
