@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from melora_bench.adapters.files import adapter_tensors, trainable
 from melora_bench.files import ROOT, write_text
 from melora_bench.methods.base import Method
 from melora_bench.methods.mplora import path_overlap
-from melora_bench.training.checkpoints import adapter_tensors, trainable
 from melora_bench.training.configs import build, compose_run
 
 KEYS = ("Parameters", "Rank", "Cost", "Departures", "Tested against")
@@ -53,7 +53,7 @@ def train(name: str, *overrides: str, steps: int = 12, hook: bool = True, lr: fl
         (loss + torch.as_tensor(method.penalty()).sum()).backward()
         optimizer.step()
         if hook:
-            method.after_optimizer_step(step)
+            method.after_optimizer_step(step, optimizer)
         optimizer.zero_grad()
         losses.append(loss.item())
     return model, method, losses

@@ -20,10 +20,11 @@ from safetensors.torch import load_file, save_file
 from test_contract import METHODS, PACKING
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForMaskedLM
 
-from melora_bench.adapters.export import _base, load
+from melora_bench.adapters.card import base_name
 from melora_bench.adapters.peft_format import NOTHING_ADAPTED, PREFIX, to_peft
+from melora_bench.adapters.trained import load
 from melora_bench.files import ROOT
-from melora_bench.methods.base import merge
+from melora_bench.methods.attach import merge
 from melora_bench.records import records
 from melora_bench.records.records import best_epoch
 from melora_bench.training.configs import build
@@ -324,10 +325,10 @@ def test_the_base_that_a_folder_names(merged, long, export, tiny_roberta, tmp_pa
     """Never a folder of this machine: the name that is given, the hub's of the same weights, or none; no file of the export
     holds a path."""
     run = {"run": long[0].run_id, "merged": merged}
-    monkeypatch.setattr("melora_bench.adapters.export.PUBLIC", {long[0].model["sha256"]: "somebody/public"})
+    monkeypatch.setattr("melora_bench.adapters.card.PUBLIC", {long[0].model["sha256"]: "somebody/public"})
     assert export(**run, to=tmp_path / "public")[0] == 0
     assert export(**run, to=tmp_path / "given", base=tiny_roberta)[0] == 0
-    monkeypatch.setattr("melora_bench.adapters.export.PUBLIC", {})
+    monkeypatch.setattr("melora_bench.adapters.card.PUBLIC", {})
     assert export(**run, to=tmp_path / "none")[0] == 0
     for place, base in (("public", "somebody/public"), ("given", str(tiny_roberta)), ("none", None)):
         text = (tmp_path / place / "README.md").read_text()
@@ -381,7 +382,7 @@ def test_a_head_that_reads_means_computes_by_its_card(kind, merged, trained, exp
 def test_the_embedded_weights_have_a_public_name():
     """What the default backbone's adapters name as their base is the hub's repository of the same bytes."""
     backbone = build(composed(["backbone=minilm"]).backbone, "backbone")
-    assert _base(backbone, None) == "sentence-transformers/all-MiniLM-L6-v2"
+    assert base_name(backbone, None) == "sentence-transformers/all-MiniLM-L6-v2"
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -527,8 +528,8 @@ def test_second_seed_broken(long, trained, refused, tmp_path):
     "error", [OSError("no space left"), KeyboardInterrupt()], ids=lambda error: type(error).__name__
 )
 @pytest.mark.parametrize(("broken", "merged", "to"), [
-    ("save_file", "false", "a"), ("merge", "true", "a"), ("card", "false", "a"), ("card", "true", "a"),
-    ("difference", "false", "a"), ("save_file", "false", "new/a"),
+    ("peft_format.save_file", "false", "a"), ("export.merge", "true", "a"), ("export.adapter_card", "false", "a"),
+    ("export.merged_card", "true", "a"), ("export.difference", "false", "a"), ("peft_format.save_file", "false", "new/a"),
 ])  # fmt: skip
 def test_failure_while_writing_leaves_nothing(broken, merged, to, error, long, export, tmp_path, monkeypatch):
     """Whatever step fails, neither the folder nor a part of it stays."""
@@ -536,11 +537,11 @@ def test_failure_while_writing_leaves_nothing(broken, merged, to, error, long, e
 
     def fail(*arguments, **options):
         reached.append(broken)
-        if broken == "save_file":
+        if broken == "peft_format.save_file":
             arguments[1].write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(f"melora_bench.adapters.export.{broken}", fail)
+    monkeypatch.setattr(f"melora_bench.adapters.{broken}", fail)
     with contextlib.suppress(OSError, KeyboardInterrupt):
         assert export(run=long[0].run_id, to=tmp_path / to, merged=merged)[0] != 0
     assert reached == [broken] and names(tmp_path) == set()
@@ -550,7 +551,7 @@ def test_failure_of_the_disk_is_one_line(long, refused, monkeypatch):
     def fail(*arguments, **options):
         raise OSError("no space left")
 
-    monkeypatch.setattr("melora_bench.adapters.export.save_file", fail)
+    monkeypatch.setattr("melora_bench.adapters.peft_format.save_file", fail)
     refused("no space left", run=long[0].run_id)
 
 
@@ -561,7 +562,7 @@ def test_wrong_factors_are_noticed(long, refused, monkeypatch):
         config, tensors = to_peft(layers, replica)
         return config, {key: value * (1.5 if "lora_B" in key else 1.0) for key, value in tensors.items()}
 
-    monkeypatch.setattr("melora_bench.adapters.export.to_peft", scaled)
+    monkeypatch.setattr("melora_bench.adapters.peft_format.to_peft", scaled)
     refused(r"logits of a stock library differ from ours by \d\.\de-0\d, nothing written", run=long[0].run_id)
 
 

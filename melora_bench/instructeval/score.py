@@ -14,7 +14,8 @@ import transformers
 from accelerate import Accelerator
 from omegaconf import DictConfig, OmegaConf
 
-from melora_bench.adapters import export
+from melora_bench.adapters.files import account, counts
+from melora_bench.adapters.trained import find, load
 from melora_bench.external.shapes import leaves
 from melora_bench.files import ROOT, sha256_file
 from melora_bench.grids.grid import trial_name
@@ -26,7 +27,6 @@ from melora_bench.models.backbones import Backbone, check_device, check_dtype
 from melora_bench.records import provenance, records
 from melora_bench.records.identity import check_experiment, config_hash, identity
 from melora_bench.records.records import RunRecord
-from melora_bench.training import checkpoints
 from melora_bench.training.claims import claimed
 from melora_bench.training.configs import build
 from melora_bench.training.inputs import at_hand, difference, inputs_of_record, of_data, of_model, of_start
@@ -229,7 +229,7 @@ def _record(config: dict, choices: dict, scored: Scored, benchmark, loaded, iden
     folder = Path(config["results_dir"], "runs", run_id)
     git, told = provenance.git_state(), {"isolation": config["isolation"]} if benchmark.executes else {}
     with _ready(scored, config) as (model, backbone, accelerator):
-        origin, params = backbone.origin(), checkpoints.counts(model, backbone.head)
+        origin, params = backbone.origin(), counts(model)
         found = evaluate(
             benchmark, loaded, model, backbone.tokenizer(), folder,
             identity={"config_hash": digest, **of_model(origin), "adapter": scored.init_from, **told},
@@ -285,10 +285,10 @@ def _models(config: dict, choices: dict) -> Iterator[Scored]:
             experiment="adhoc", seed=0, choices=chosen, config=own, init_from=None, at={"epoch": 0, "step": 0},
         )  # fmt: skip
         return
-    files = export.find(config["run"], config["which"], config["output_dir"])
+    files = find(config["run"], config["which"], config["output_dir"])
     finished = [file for file in files if _is_finished(file)]
     for file in finished:
-        about = checkpoints.account(file)
+        about = account(file)
         yield Scored(
             build=lambda file=file: _trained(file, config["backbone"]["path"]),
             origin=lambda about=about: about["model"],
@@ -304,7 +304,7 @@ def _models(config: dict, choices: dict) -> Iterator[Scored]:
 def _is_finished(file: Path) -> bool:
     """Whether the run beside whose last adapters `file` lies came to its end; of a file alone, nothing is known."""
     last = file.with_name("last.safetensors")
-    about = checkpoints.account(last) if last.exists() else {"step": 0, "total_steps": 0}
+    about = account(last) if last.exists() else {"step": 0, "total_steps": 0}
     if about["step"] < about["total_steps"]:
         log.warning("pass  %s is trained for %d of %d steps", about["run_id"], about["step"], about["total_steps"])
     return about["step"] >= about["total_steps"]
@@ -316,5 +316,5 @@ def _untrained(fields: dict) -> tuple[torch.nn.Module, Backbone]:
 
 
 def _trained(file: Path, path: str | None) -> tuple[torch.nn.Module, Backbone]:
-    trained = export.load(file, path, as_trained=True)
+    trained = load(file, path, as_trained=True)
     return trained.model, trained.backbone

@@ -6,7 +6,7 @@ import torch
 from test_contract import build, inputs
 from transformers import AutoModelForSequenceClassification
 
-from melora_bench.training.checkpoints import trainable
+from melora_bench.adapters.files import trainable
 
 STEPS = 24
 

@@ -14,15 +14,15 @@ from test_contract import PACKING, disturb
 from test_facts import COMMON, PENALTY, layer_of
 from torch import nn
 
+from melora_bench.adapters.files import adapter_tensors
 from melora_bench.adapters.peft_format import PREFIX, to_peft
 from melora_bench.methods.adalora import AdaLoRA
-from melora_bench.methods.base import AdapterLayer
 from melora_bench.methods.delta_lora import DeltaLoRA
 from melora_bench.methods.dylora import DyLoRA
+from melora_bench.methods.layers import AdapterLayer
 from melora_bench.methods.lora import LoRA
 from melora_bench.methods.melora import MELoRA
 from melora_bench.methods.mplora import MPLoRA
-from melora_bench.training.checkpoints import adapter_tensors
 
 DELTA = {"delta_ratio": 0.5, "start_step": 1, "warmup_ratio": 0.06}
 ADALORA = {"version": 1, "target_modules": ["query"], "alpha": 16, "lora_dropout": 0.0, "orth_weight": 0.1,
