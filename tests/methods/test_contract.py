@@ -107,7 +107,7 @@ def forms(method) -> set[str]:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_what_a_layer_offers_is_what_its_form_says(tiny_roberta, name):
-    """One declared form per method. Factors: `lora_factors` of its own; a function: neither factors nor a weight, no spectrum."""
+    """One declared form per method. Factors have `lora_factors`; a function has neither factors, a weight nor a spectrum."""
     model, method = build(tiny_roberta, name)
     disturb(model)
     assert len(forms(method)) == bool(method.layers) and forms(method) <= {"factors", "matrix", "function"}
