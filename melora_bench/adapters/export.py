@@ -9,10 +9,10 @@ from torch import nn
 
 from melora_bench.adapters import peft_format
 from melora_bench.adapters.card import adapter_card, base_name, merged_card, picks_first_token, reads_means
-from melora_bench.adapters.files import account, adapter_tensors, head_tensors
+from melora_bench.adapters.files import account, backbone_tensors
 from melora_bench.adapters.trained import Trained, find, load
 from melora_bench.files import write_folder, write_text
-from melora_bench.methods.attach import head_names, is_below, merge
+from melora_bench.methods.attach import head_names, merge
 from melora_bench.models.backbones import AS_DATA
 
 TOLERANCE = 1e-5  # of logits, in float32
@@ -96,15 +96,14 @@ def write_adapter(trained: Trained, folder: Path, base: str | None) -> None:
         method.require_form("factors")
     except ValueError as error:
         raise ValueError(f"{run_id}: {error}") from error
-    tensors, in_head = adapter_tensors(trained.model, 0), head_tensors(trained.model)
-    if any(name not in in_head and not is_below(name, method.layers) for name in tensors):
+    if backbone_tensors(trained.model, method.layers):
         raise ValueError(f"{run_id} changed the backbone itself, it has no adapter: export it with merged=true")
     base = base_name(backbone, base)
     peft_format.write(
         folder,
+        trained.model,
         method.layers,
         0,
-        head={name: value for name, value in tensors.items() if name in in_head},
         modules_to_save=head_names(backbone.head),
         task_type=backbone.kind,
         base=base,

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from safetensors import safe_open
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from melora_bench.external import shapes
 from melora_bench.external.shapes import count, flag, misfit, names, number, shown, text
 from melora_bench.files import options, write_atomic
+from melora_bench.methods.attach import is_below
 from melora_bench.methods.layers import HeadLinear, Replicated
 from melora_bench.records.identity import config_hash
 
@@ -56,6 +57,12 @@ def head_tensors(model: nn.Module) -> set[str]:
     """The names of the tensors of the model's new head."""
     heads = [(prefix, module) for prefix, module in model.named_modules() if isinstance(module, HeadLinear)]
     return {f"{prefix}.{name}" for prefix, module in heads for name in module.own_tensors()}
+
+
+def backbone_tensors(model: nn.Module, adapted: Iterable[str]) -> set[str]:
+    """The names of trained tensors that belong neither to the modules `adapted` nor to the new head."""
+    in_head = head_tensors(model)
+    return {name for name in adapter_tensors(model) if name not in in_head and not is_below(name, adapted)}
 
 
 def counts(model: nn.Module) -> dict[str, int]:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from melora_bench.adapters.files import read_tensors
+from melora_bench.adapters.files import adapter_tensors, head_tensors, read_tensors
 from melora_bench.files import write_atomic, write_text
 from melora_bench.methods.attach import head_names, is_below
 from melora_bench.methods.layers import AdapterLayer, FactoredLayer
@@ -24,10 +24,10 @@ NOTHING_ADAPTED = "dummy-target-modules"  # what PEFT takes for an adapter of mo
 
 def write(
     folder: Path,
+    model: nn.Module,
     layers: dict[str, FactoredLayer],
     replica: int,
     *,
-    head: dict[str, Tensor],
     modules_to_save: list[str],
     task_type: str | None,
     base: str | None,
@@ -35,9 +35,11 @@ def write(
 ) -> None:
     """Write adapter_config.json and adapter_model.safetensors (float32) of one replica, as peft.PeftModel reads them.
 
-    head: tensors of the modules `modules_to_save`, by name; base: the backbone's public name.
+    modules_to_save: the names of the new head's modules; base: the backbone's public name.
     """
     entries, tensors = to_peft(layers, replica)
+    in_head = head_tensors(model)
+    head = {name: value for name, value in adapter_tensors(model, replica).items() if name in in_head}
     tensors |= {f"{PREFIX}{name}": value.float().cpu().contiguous() for name, value in head.items()}
     write_atomic(folder / WEIGHTS, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
     entries |= {

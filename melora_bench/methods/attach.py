@@ -32,10 +32,11 @@ def is_below(name: str, modules: Iterable[str]) -> bool:
 def freeze(model: nn.Module, head: str | list[str], seeds: list[int]) -> None:
     """Freeze the model, except that each linear layer of its new head becomes one trainable layer per seed."""
     model.requires_grad_(False)
+    std = getattr(getattr(model, "config", None), "initializer_range", 0.02)
     for part in head_names(head):
         for name, base in _linears(model.get_submodule(part), prefix=part):
             layer = HeadLinear(base, len(seeds))
-            layer.reset_parameters([generator(seed, "head", name) for seed in seeds], model.config.initializer_range)
+            layer.reset_parameters([generator(seed, "head", name) for seed in seeds], std)
             model.set_submodule(name, layer)
 
 
