@@ -147,7 +147,9 @@ def assert_near(name: str, ours: torch.Tensor, terms: torch.Tensor, tolerance: f
     assert gap <= bound, f"{name} is off by {gap:.2e}, the bound is {bound:.2e}"
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)], ids=["float32", "bfloat16"]
+)
 @pytest.mark.parametrize("name", PACKING)
 def test_a_layer_is_the_plain_one_with_its_weight_changed(tiny_roberta, name, dtype, tolerance):
     """Outputs and all gradients of (W + dW) x + b in float32; under bf16, up to its rounding. The other side is computed in
