@@ -100,5 +100,7 @@ class Method:
         for layer in self.layers.values():
             if layer.form not in forms:
                 instead = "keep the adapter file" if layer.form == "function" else "export it with merged=true"
-                raise ValueError(f"{type(self).__name__} makes updates of the form {layer.form!r}, and this takes "
-                                 f"{' or '.join(map(repr, forms))} only: {instead}")  # fmt: skip
+                allowed = " or ".join(map(repr, forms))
+                raise ValueError(
+                    f"{type(self).__name__} makes updates of the form {layer.form!r}, and this takes {allowed} only: {instead}"
+                )
