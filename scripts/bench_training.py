@@ -29,7 +29,7 @@ from torch import nn
 from transformers.utils import is_flash_attn_2_available
 
 from melora_bench.external.embedded import vader_folder
-from melora_bench.methods.base import target_linears
+from melora_bench.methods.attach import target_linears
 from melora_bench.methods.dropout import replace_dropouts
 from melora_bench.records import records
 from melora_bench.tasks.batches import epoch_order

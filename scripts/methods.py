@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from melora_bench.adapters.files import adapter_tensors, trainable
 from melora_bench.files import ROOT, write_text
 from melora_bench.methods.base import Method
 from melora_bench.methods.mplora import path_overlap
-from melora_bench.training.checkpoints import adapter_tensors, trainable
 from melora_bench.training.configs import build, compose_run
 
 KEYS = ("Parameters", "Rank", "Cost", "Departures", "Tested against")
@@ -53,7 +53,7 @@ def train(name: str, *overrides: str, steps: int = 12, hook: bool = True, lr: fl
         (loss + torch.as_tensor(method.penalty()).sum()).backward()
         optimizer.step()
         if hook:
-            method.after_optimizer_step(step)
+            method.after_optimizer_step(step, optimizer)
         optimizer.zero_grad()
         losses.append(loss.item())
     return model, method, losses
@@ -87,8 +87,10 @@ def measured(name: str, shape: tuple[int, int], *overrides: str) -> dict[str, in
     method.before_forward(0)
     with FlopCounterMode(display=False) as counter:
         layer.train().update(torch.zeros(1, 1, shape[0]))
-    rank = torch.linalg.matrix_rank(layer.delta_weight()[0].detach().double(), rtol=1e-6)
-    return {"Parameters": count(model), "Rank": int(rank), "Cost": counter.get_total_flops() // 2}
+    counted = {"Parameters": count(model), "Cost": counter.get_total_flops() // 2}
+    if layer.form == "function":  # no change of a weight, so no rank
+        return counted
+    return counted | {"Rank": int(torch.linalg.matrix_rank(layer.delta_weight()[0].detach().double(), rtol=1e-6))}
 
 
 def count(model: Net) -> int:
@@ -100,7 +102,7 @@ def row(name: str) -> str:
     model, method = attached(name, SHOWN)
     layer = next(iter(method.layers.values()), None)
     said, counted = facts(type(method)), measured(name, SHOWN)
-    numbers = [f"`{said[key]}`: {counted[key]:,}" if key in said else "0" for key in KEYS[:3]]
+    numbers = [f"`{said[key]}`: {counted[key]:,}" if key in said else str(counted.get(key, "")) for key in KEYS[:3]]
     trained = ", ".join(f"{key} {tuple(value.shape[1:])}" for key, value in trainable(model.query).items())
     if not method.packs:  # it trains the backbone itself
         trained, numbers = "W", ["all of it", "any", "0"]

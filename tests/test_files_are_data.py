@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from melora_bench.adapters.files import ACCOUNT
 from melora_bench.external.embedded import OPTION, PUBLIC
 from melora_bench.files import ROOT, options, sha256_file
 from melora_bench.models.backbones import Encoder, weight_files
@@ -129,7 +130,7 @@ def test_a_value_that_no_run_of_ours_writes(key, value, adapter, export):
     assert code == 1 and "says what no run of ours does" in err
 
 
-@pytest.mark.parametrize("key", sorted(checkpoints.ACCOUNT))
+@pytest.mark.parametrize("key", sorted(ACCOUNT))
 def test_an_account_that_lacks_a_key(key, adapter, export):
     account = account_of(adapter)
     del account[key]

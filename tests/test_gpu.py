@@ -120,9 +120,9 @@ def test_an_overflow_skips_the_step_of_all(tiny_overrides, tmp_path, monkeypatch
     taken: list[int] = []
     real_step, real_loss = LoRA.after_optimizer_step, Trainer._loss
 
-    def counts(self, step):
+    def counts(self, step, optimizer):
         taken.append(step)
-        real_step(self, step)
+        real_step(self, step, optimizer)
 
     monkeypatch.setattr(LoRA, "after_optimizer_step", counts)
     run_point([*command, *places(tmp_path / "good")])

@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from synthetic import record
 from torch import nn
 
-from melora_bench.adapters.peft_format import _by_module
+from melora_bench.adapters.peft_format import _by_module, load_peft
 from melora_bench.external import reading
 from melora_bench.files import ROOT, canonical_json, sha256_json
 from melora_bench.methods.lora import LoRALayer
@@ -38,7 +38,6 @@ from melora_bench.records.identity import config_hash
 from melora_bench.results import figures, report, tables
 from melora_bench.tasks import instruct
 from melora_bench.tasks.sources import LocalData, load_rows
-from melora_bench.training.starts import load_peft
 
 RECORD = next((ROOT / "results" / "runs" / "mplora_table2").glob("mrpc/lora-*.json"))
 TEXT = "a|b`c`<script>alert(1)</script><!--[x](http://e)*\\d~^$_&%#{}\"'"

@@ -14,12 +14,12 @@ from test_training import NO_DROPOUT, TRAIN, adapters, curves, equal
 from torch import nn
 from transformers import LlamaForCausalLM
 
+from melora_bench.adapters.files import about
 from melora_bench.files import sha256_file
 from melora_bench.grids.plan import Size, plan
 from melora_bench.methods.lora import LoRALayer
 from melora_bench.records import records
 from melora_bench.tasks.instruct import InstructTask
-from melora_bench.training import checkpoints
 from melora_bench.training.configs import build
 from melora_bench.training.run import RunError, load_task
 from melora_bench.training.sharding import shard_backbone
@@ -62,7 +62,7 @@ def test_the_best_is_the_lowest_loss(alpaca_overrides, monkeypatch, tmp_path):
     assert losses(path) == [3.0, 1.0, 2.0, 1.0] and records.best_epoch(records.load(path))["epoch"] == 2
     for kind, epoch in (("best", 2), ("last", 4)):
         [file] = (tmp_path / "outputs").rglob(f"{kind}.safetensors")
-        assert checkpoints.about(file)["epoch"] == epoch
+        assert about(file)["epoch"] == epoch
 
 
 @pytest.mark.parametrize("method", [["method=melora"], TIGHT], ids=["melora", "adalora"])

@@ -20,8 +20,8 @@ from conftest import files, run_point
 from test_contract import PACKING
 from test_training import adapters, curves, equal
 
+from melora_bench.adapters.files import trainable
 from melora_bench.records import records
-from melora_bench.training import checkpoints
 from melora_bench.training.processes import INTERRUPTED, interruptible
 from melora_bench.training.run import RunError
 from melora_bench.training.trainer import Trainer
@@ -217,7 +217,7 @@ def test_one_replica_of_three_goes_bad(method, value, place, monkeypatch):
 
     def poisoned(self, batch):
         if next(calls) == 6:
-            next(iter(checkpoints.trainable(self.model).values())).data[1] = value
+            next(iter(trainable(self.model).values())).data[1] = value
         return real(self, batch)
 
     monkeypatch.setattr(Trainer, "_loss", poisoned)

@@ -1,5 +1,6 @@
 """The loop: packed equals separate, resumed equals unbroken, two processes equal one, failures stay where they are."""
 
+import itertools
 import os
 import random
 import re
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Interrupted, composed, run_point
+from conftest import Interrupted, composed, interrupt, run_point
 from safetensors.torch import load_file
 from test_contract import METHODS
 
+from melora_bench.adapters.files import about
 from melora_bench.files import ROOT
 from melora_bench.methods.lora import LoRA
 from melora_bench.records import records
@@ -177,7 +179,8 @@ def test_accumulation_changes_nothing_but_memory(tiny_overrides, tmp_path, metho
 
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_hook_order_and_counts(tiny_overrides, monkeypatch, accumulation):
-    """attach once; per step: before_forward and penalty for each micro-batch, then after_optimizer_step, gradients there."""
+    """attach and before_training once; per step: before_forward and penalty for each micro-batch, then after_optimizer_step,
+    gradients there."""
     calls = []
 
     def spy(name):
@@ -191,13 +194,75 @@ def test_hook_order_and_counts(tiny_overrides, monkeypatch, accumulation):
 
         monkeypatch.setattr(LoRA, name, hook)
 
-    for name in ("attach", "before_forward", "penalty", "after_optimizer_step", "report", "state_dict"):
+    for name in (
+        "attach",
+        "before_training",
+        "before_forward",
+        "penalty",
+        "after_optimizer_step",
+        "report",
+        "state_dict",
+    ):
         spy(name)
     run_point([*tiny_overrides, "epochs=1", "batch_size=24", f"accumulation={accumulation}"])
-    expected = [("attach",)]
+    expected = [("attach",), ("before_training",)]
     for step in range(3):
         expected += [("before_forward", step), ("penalty",)] * accumulation + [("after_optimizer_step", step)]
     assert calls == [*expected, ("report",), ("state_dict",)]
+
+
+def seen_before_training(monkeypatch, *overrides: str) -> list[tuple]:
+    """What `before_training` got in a run: per step the token ids, whether the model was in training mode, and the losses."""
+    seen = []
+
+    def look(self, steps, loss):
+        layer = next(iter(self.layers.values()))
+        for batch in steps:
+            values = loss(batch)
+            values.sum().backward()
+            seen.append((sorted(batch["input_ids"].flatten().tolist()), layer.training, values.detach()))
+        assert layer.B.grad.abs().sum() > 0
+
+    monkeypatch.setattr(LoRA, "before_training", look)
+    run_point(list(overrides))
+    return seen
+
+
+@pytest.mark.parametrize("layout", ["padded", "streams"])
+def test_before_training_sees_the_steps_of_the_first_epoch(tiny_overrides, tmp_path, monkeypatch, layout):
+    """Each step whole, whatever the accumulation; the run is the one without a look, and a resumed run does not look again."""
+    command = [*tiny_overrides, "seeds=[0,1]", "epochs=2", "batch_size=20", f"layout={layout}"]
+    [plain, _] = run_point([*command, f"results_dir={tmp_path}/plain", f"output_dir={tmp_path}/plain"])
+    once = seen_before_training(monkeypatch, *command)
+    parts = seen_before_training(
+        monkeypatch, *command, "accumulation=4", f"results_dir={tmp_path}/parts", f"output_dir={tmp_path}/parts"
+    )
+    assert len(once) == len(parts) == 4 and not any(training for _, training, _ in once)
+    for (ids, _, losses), (same_ids, _, same_losses) in zip(once, parts, strict=True):
+        assert ids == same_ids and torch.equal(losses, same_losses) and losses.shape == (2,)
+    looked = next((tmp_path / "results").rglob("*-s0.json"))
+    assert curves(looked) == curves(plain)
+    interrupted = [*command, f"results_dir={tmp_path}/again", f"output_dir={tmp_path}/again"]
+    interrupt(interrupted)
+    assert seen_before_training(monkeypatch, *interrupted) == []
+
+
+def test_a_method_may_rule_out_its_first_evaluations(tiny_overrides, monkeypatch, tmp_path):
+    """72 rows are 5 steps of an epoch. With 11 the first that counts, epochs 1 and 2 are marked, and neither is the best."""
+    monkeypatch.setattr(LoRA, "selectable_from", property(lambda self: 11))
+    monkeypatch.setattr("melora_bench.tasks.text.TextTask.score", falling_scores())
+    [path] = run_point([*tiny_overrides, "epochs=4"])
+    record = records.load(path)
+    assert [entry.get("selectable", True) for entry in record.epochs] == [False, False, True, True]
+    scores = [entry["metrics"][record.metric] for entry in record.epochs]
+    assert scores == sorted(scores, reverse=True) and records.best_epoch(record)["epoch"] == 3
+    assert about(tmp_path / "outputs" / "runs" / record.run_id / "best.safetensors")["epoch"] == 3
+
+
+def falling_scores():
+    """A score that is lower with each evaluation: whole set and halves alike."""
+    calls = itertools.count()
+    return lambda self, outputs, half=None: {"accuracy": 0.9 - next(calls) // 3 / 100}
 
 
 def test_a_dropped_hook_is_noticed(tiny_overrides, tmp_path, monkeypatch):

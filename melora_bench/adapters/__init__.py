@@ -1,1 +1,1 @@
-"""Adapters as files of other libraries."""
+"""Adapters outside a run: files, exports, PEFT's format, and `adapt` for any model."""

@@ -1,21 +1,81 @@
-"""Between our layers and the PEFT LoRA adapter format: exact, as every method's update is a product of two factors."""
+"""Between our layers and the folders of PEFT LoRA adapters: exact, for methods whose update is a product of two factors."""
 
+import json
 import re
 import reprlib
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from melora_bench.methods.base import AdapterLayer
+from melora_bench.adapters.files import adapter_tensors, head_tensors, read_tensors
+from melora_bench.files import write_atomic, write_text
+from melora_bench.methods.attach import head_names, is_below
+from melora_bench.methods.layers import AdapterLayer, FactoredLayer
 
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 INITS = (True, False, None, "gaussian", "eva", "orthogonal")  # of PEFT's, those that leave the base weights alone
 LARGEST = 2.0**128  # of single precision
 NOTHING_ADAPTED = "dummy-target-modules"  # what PEFT takes for an adapter of modules_to_save alone
 
 
-def to_peft(layers: dict[str, AdapterLayer], replica: int) -> tuple[dict, dict[str, Tensor]]:
+def write(
+    folder: Path,
+    model: nn.Module,
+    layers: dict[str, FactoredLayer],
+    replica: int,
+    *,
+    modules_to_save: list[str],
+    task_type: str | None,
+    base: str | None,
+    revision: str | None = None,
+) -> None:
+    """Write adapter_config.json and adapter_model.safetensors (float32) of one replica, as peft.PeftModel reads them.
+
+    modules_to_save: the names of the new head's modules; base: the backbone's public name.
+    """
+    entries, tensors = to_peft(layers, replica)
+    in_head = head_tensors(model)
+    head = {name: value for name, value in adapter_tensors(model, replica).items() if name in in_head}
+    tensors |= {f"{PREFIX}{name}": value.float().cpu().contiguous() for name, value in head.items()}
+    write_atomic(folder / WEIGHTS, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
+    entries |= {
+        "peft_type": "LORA",
+        "task_type": task_type,
+        "modules_to_save": modules_to_save or None,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+        "base_model_name_or_path": base,
+        "revision": revision,
+    }
+    write_text(folder / CONFIG, json.dumps(entries, indent=2) + "\n")
+
+
+def read(folder: Path) -> tuple[dict, dict[str, Tensor]]:
+    """The adapter_config.json and the tensors of a folder. Raises ValueError for a file that cannot be read."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{folder} has an {CONFIG} that is not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder} has an {CONFIG} that is not a JSON object")
+    return config, read_tensors(folder / WEIGHTS)
+
+
+def load_peft(layers: dict[str, AdapterLayer], head: str | list[str], replica: int, folder: Path) -> None:
+    """Start one replica at a PEFT LoRA adapter's update. Raises ValueError for a folder that is none, or does not fit."""
+    config, tensors = read(folder)
+    try:
+        from_peft(config, tensors, layers, replica, head)
+    except ValueError as error:
+        raise ValueError(f"{folder} {error}") from error
+
+
+def to_peft(layers: dict[str, FactoredLayer], replica: int) -> tuple[dict, dict[str, Tensor]]:
     """The entries of adapter_config.json that say which modules have which rank, and the tensors: lora_A (k, d_in) and
     lora_B (d_out, k) of each adapted module, the scale folded in. Directions that are zero are left out."""
     tensors, ranks = {}, {}
@@ -30,19 +90,14 @@ def to_peft(layers: dict[str, AdapterLayer], replica: int) -> tuple[dict, dict[s
     others = {name: rank for name, rank in ranks.items() if rank != r}
     modules = sorted(ranks) or NOTHING_ADAPTED
     # alpha = rank makes PEFT's scale 1.
-    return {
-        "r": r,
-        "lora_alpha": r,
-        "target_modules": modules,
-        "rank_pattern": others,
-        "alpha_pattern": others,
-    }, tensors
+    entries = {"r": r, "lora_alpha": r, "target_modules": modules, "rank_pattern": others, "alpha_pattern": others}
+    return entries, tensors
 
 
 def from_peft(
-    config: dict, tensors: dict[str, Tensor], layers: dict[str, AdapterLayer], replica: int, head: str
+    config: dict, tensors: dict[str, Tensor], layers: dict[str, AdapterLayer], replica: int, head: str | list[str]
 ) -> None:
-    """Start one replica at a PEFT LoRA adapter; what it has below module `head` is not taken, as its classes may differ.
+    """Start one replica at a PEFT LoRA adapter; what it has of the model's head is not taken, as its classes may differ.
 
     Raises ValueError for another kind of adapter, one that holds more than the factors of `layers`, factors that are not of
     the rank that the config says or that the layers cannot hold, and a config that cannot be one.
@@ -50,28 +105,33 @@ def from_peft(
     kind = config.get("peft_type")
     if kind != "LORA":
         raise ValueError(f"is {_shown(kind)}, not LORA")
-    odd = [key for key in ("use_dora", "lora_bias", "trainable_token_indices", "target_parameters") if config.get(key)]
-    if odd:
-        raise ValueError(f"is {kind} with {odd[0]}, which is more than two factors per module")
+    extras = [
+        key for key in ("use_dora", "lora_bias", "trainable_token_indices", "target_parameters") if config.get(key)
+    ]
+    if extras:
+        raise ValueError(f"is {kind} with {extras[0]}, which is more than two factors per module")
     init = config.get("init_lora_weights", True)
     if init not in INITS:
-        raise ValueError(f"has init_lora_weights={_shown(init)}, for which PEFT changes the base weights: "
-                         "convert it to plain LoRA with peft's save_pretrained first")  # fmt: skip
+        raise ValueError(
+            f"has init_lora_weights={_shown(init)}, for which PEFT changes the base weights: "
+            "convert it to plain LoRA with peft's save_pretrained first"
+        )
     if type(config.get("use_rslora") or False) is not bool:
         raise ValueError(f"has use_rslora={_shown(config['use_rslora'])}, which is neither true nor false")
     ranks = _by_module(config, "r", "rank_pattern", layers)
     alphas = _by_module(config, "lora_alpha", "alpha_pattern", layers)
     named = re.compile(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])\.weight")
     factors = [match.groups() for match in map(named.fullmatch, tensors) if match]
-    found = {name for name, _ in factors}
-    others = [name for name in tensors if not named.fullmatch(name) and not name.startswith(f"{PREFIX}{head}.")]
+    adapted = {name for name, _ in factors}
+    heads = [f"{PREFIX}{name}" for name in head_names(head)]
+    others = [name for name in tensors if not named.fullmatch(name) and not is_below(name, heads)]
     if others:
         raise ValueError(f"holds {_shown(min(others))}, which is neither a factor of LoRA nor of the head")
-    if len(factors) != 2 * len(found):
+    if len(factors) != 2 * len(adapted):
         raise ValueError("lacks one of the factors of a module")
-    if found != set(layers):
-        odd = min(found ^ set(layers))
-        raise ValueError(f"adapts {len(found)} modules, this run {len(layers)}: {_shown(odd)} is one of one side alone")
+    if adapted != set(layers):
+        name = _shown(min(adapted ^ set(layers)))
+        raise ValueError(f"adapts {len(adapted)} modules, this run {len(layers)}: {name} is one of one side alone")
     for name, layer in layers.items():
         A, B = (tensors[f"{PREFIX}{name}.lora_{part}.weight"].float() for part in "AB")
         rank = ranks[name]

@@ -5,6 +5,9 @@ import math
 import types
 import typing
 
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+
 MOST = 1_000_000  # of a setting that is no count: far above any that trains, far below float32's overflow
 WORDS = {
     int: "a whole number",
@@ -15,6 +18,17 @@ WORDS = {
     list: "a list",
     dict: "a mapping",
 }
+
+
+def build(config: dict | DictConfig, group: str):
+    """The object of a config group. Its values are data: none of them is made an object or looked up.
+
+    Raises ValueError for a key that its class does not have, and for a value of another type than the key's.
+    """
+    values = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)
+    cls = get_class(values.pop("_target_"))
+    check_fields(cls, values, f"{group}.")
+    return cls(**values)
 
 
 def check_fields(cls: type, values: dict, place: str) -> None:

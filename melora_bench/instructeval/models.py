@@ -11,12 +11,12 @@ import torch
 import transformers
 from accelerate import Accelerator
 
-from melora_bench.adapters import export
+from melora_bench.adapters.files import account
+from melora_bench.adapters.trained import find
 from melora_bench.files import sha256_file
 from melora_bench.instructeval.config import ScoreConfig
 from melora_bench.models.backbones import check_device, check_dtype
 from melora_bench.records.identity import identity
-from melora_bench.training import checkpoints
 from melora_bench.training.configs import build
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def models(config: ScoreConfig, choices: dict) -> Iterator[Scored]:
     if config.run is None:
         yield _untrained(config, choices)
         return
-    files = export.find(config.run, config.which, config.output_dir)
+    files = find(config.run, config.which, config.output_dir)
     finished = [file for file in files if _is_finished(file)]
     for file in finished:
         yield _trained(config, file)
@@ -102,10 +102,10 @@ def _untrained(config: ScoreConfig, choices: dict) -> Scored:
 
 def _trained(config: ScoreConfig, file: Path) -> Scored:
     """file: adapters that a run wrote."""
-    about = checkpoints.account(file)
+    about = account(file)
 
     def load() -> tuple[torch.nn.Module, Any]:
-        trained = export.load(file, config.backbone["path"], as_trained=True)
+        trained = load(file, config.backbone["path"], as_trained=True)
         return trained.model, trained.backbone
 
     return Scored(
@@ -124,7 +124,7 @@ def _trained(config: ScoreConfig, file: Path) -> Scored:
 def _is_finished(file: Path) -> bool:
     """Whether the run beside whose last adapters `file` lies came to its end; of a file alone, nothing is known."""
     last = file.with_name("last.safetensors")
-    about = checkpoints.account(last) if last.exists() else {"step": 0, "total_steps": 0}
+    about = account(last) if last.exists() else {"step": 0, "total_steps": 0}
     if about["step"] < about["total_steps"]:
         log.warning("pass  %s is trained for %d of %d steps", about["run_id"], about["step"], about["total_steps"])
     return about["step"] >= about["total_steps"]

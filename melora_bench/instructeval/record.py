@@ -18,7 +18,7 @@ class Circumstances:
     # `origin` of the questions and of the backbone.
     questions: dict
     model: dict
-    # Trained numbers, as `checkpoints.counts` has them.
+    # Trained numbers, as `adapters.files.counts` has them.
     params: dict
     git: dict
     env: dict

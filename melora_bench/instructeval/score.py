@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from melora_bench.adapters.files import counts
 from melora_bench.instructeval.base import Benchmark, Questions
 from melora_bench.instructeval.config import ScoreConfig
 from melora_bench.instructeval.evaluation import Asking, evaluate
@@ -22,7 +23,6 @@ from melora_bench.instructeval.sandbox import runner as sandbox
 from melora_bench.models.backbones import check_device
 from melora_bench.records import provenance, records
 from melora_bench.records.records import RunRecord
-from melora_bench.training import checkpoints
 from melora_bench.training.claims import claimed
 from melora_bench.training.configs import build
 from melora_bench.training.inputs import at_hand, difference, inputs_of_record, of_data, of_model, of_start
@@ -111,7 +111,7 @@ def _made(point: ScorePoint, loaded: Questions) -> RunRecord:
     config, scored, started, clock = point.config, point.scored, provenance.now(), time.perf_counter()
     git = provenance.git_state()
     with ready(scored) as (model, backbone, accelerator):
-        origin, params = backbone.origin(), checkpoints.counts(model, backbone.head)
+        origin, params = backbone.origin(), counts(model)
         who = {"config_hash": point.hash, **of_model(origin), "adapter": scored.init_from, **isolation(point)}
         asking = Asking(
             folder=point.folder,

@@ -4,12 +4,15 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from melora_bench.methods.base import AdapterLayer, Method, require_positive
+from melora_bench.methods.attach import require_positive
+from melora_bench.methods.base import Method
 from melora_bench.methods.dropout import Dropout
+from melora_bench.methods.layers import FactoredLayer
 
 
-class AdaLoRALayer(AdapterLayer):
+class AdaLoRALayer(FactoredLayer):
     """h = W x + s P diag(E) Q drop(x): P (R, d_out, r), E (R, r), Q (R, r, d_in), s = alpha / init_r; E starts at 0."""
 
     def __init__(self, base: nn.Linear, replicas: int, *, r: int, alpha: float, lora_dropout: float) -> None:
@@ -75,19 +78,22 @@ class AdaLoRA(Method):
     def make_layer(self, base: nn.Linear, replicas: int) -> AdaLoRALayer:
         return AdaLoRALayer(base, replicas, r=self.init_r, alpha=self.alpha, lora_dropout=self.lora_dropout)
 
-    def attach(self, model: nn.Module, head: str, seeds: list[int], total_steps: int) -> None:
-        super().attach(model, head, seeds, total_steps)
+    def attach(self, model: nn.Module, head: str | list[str], seeds: list[int], total_steps: int) -> None:
         self.first, self.last = round(self.init_warmup * total_steps), round((1 - self.final_warmup) * total_steps)
         if (self.last - 1) // self.delta_t <= self.first // self.delta_t:
-            raise ValueError(f"AdaLoRA would never prune: no multiple of method.delta_t={self.delta_t} lies between the "
-                             f"steps {self.first} and {self.last} of {total_steps}; lower delta_t or train longer")  # fmt: skip
+            raise ValueError(
+                f"AdaLoRA would never prune: no multiple of method.delta_t={self.delta_t} lies between the "
+                f"steps {self.first} and {self.last} of {total_steps}; lower delta_t or train longer"
+            )
+        super().attach(model, head, seeds, total_steps)
 
     def penalty(self) -> Tensor:
         return self.orth_weight * torch.cat([layer.orthogonality() for layer in self.layers.values()]).mean(0)
 
     @torch.no_grad()
-    def after_optimizer_step(self, step: int) -> None:
-        now = min(step + 1, self.last)  # fp16 may skip the last pruning: each step from it on prunes by the same scores
+    def after_optimizer_step(self, step: int, optimizer: Optimizer) -> None:
+        # fp16 may skip the last pruning: each step from it on prunes by the same scores
+        now = min(step + 1, self.last)
         if now < self.last:
             self._measure()
         if now == self.last or (self.first < now < self.last and now % self.delta_t == 0):

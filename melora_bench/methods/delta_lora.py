@@ -71,12 +71,13 @@ class DeltaLoRA(LoRA):
     def make_layer(self, base: nn.Linear, replicas: int) -> DeltaLoRALayer:
         return DeltaLoRALayer(base, replicas, r=self.r, alpha=self.alpha, lora_dropout=0.0, init=self.init_a)
 
-    def attach(self, model: nn.Module, head: str, seeds: list[int], total_steps: int) -> None:
-        super().attach(model, head, seeds, total_steps)
+    def attach(self, model: nn.Module, head: str | list[str], seeds: list[int], total_steps: int) -> None:
         self.start_at = math.ceil(self.warmup_ratio * total_steps) if self.start_step is None else self.start_step
         if self.start_at >= total_steps:
-            raise ValueError(f"method.start_step={self.start_at} leaves W still in all {total_steps} steps: start earlier or "
-                             "train longer")  # fmt: skip
+            raise ValueError(
+                f"method.start_step={self.start_at} leaves W still in all {total_steps} steps: start earlier or train longer"
+            )
+        super().attach(model, head, seeds, total_steps)
 
     def before_forward(self, step: int) -> None:
         if step == self.start_at:

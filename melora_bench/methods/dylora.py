@@ -19,7 +19,18 @@ class DyLoRALayer(LoRALayer):
 
     drawn: Tensor | None = None  # (R,)
     scored: Tensor | None = None  # (R,); None: r
-    frozen = True
+
+    def __init__(self, base: nn.Linear, replicas: int, *, frozen: bool, **options) -> None:
+        super().__init__(base, replicas, **options)
+        self.frozen = frozen
+
+    def draw(self, ranks: Tensor) -> None:
+        """Train at these ranks (R,) from here on."""
+        self.drawn = ranks
+
+    def score(self, ranks: Tensor | None) -> None:
+        """Evaluate at these ranks (R,) from here on; None: at r."""
+        self.scored = ranks
 
     def update(self, x: Tensor) -> Tensor:
         b = self.drawn if self.training else self.scored
@@ -53,33 +64,32 @@ class DyLoRA(LoRA):
     by_rank: dict[int, list[dict | None]] = field(default_factory=dict, init=False, repr=False)
 
     def make_layer(self, base: nn.Linear, replicas: int) -> DyLoRALayer:
-        layer = DyLoRALayer(
-            base, replicas, r=self.r, alpha=self.alpha, lora_dropout=self.lora_dropout, init=self.init_a
-        )
-        layer.frozen = self.frozen
-        return layer
+        options = {"r": self.r, "alpha": self.alpha, "lora_dropout": self.lora_dropout, "init": self.init_a}
+        return DyLoRALayer(base, replicas, frozen=self.frozen, **options)
 
-    def attach(self, model: nn.Module, head: str, seeds: list[int], total_steps: int) -> None:
+    def attach(self, model: nn.Module, head: str | list[str], seeds: list[int], total_steps: int) -> None:
         super().attach(model, head, seeds, total_steps)
         self.seeds = seeds
 
     def before_forward(self, step: int) -> None:
-        self._set(drawn=[int(torch.randint(1, self.r + 1, (), generator=generator(seed, "dylora", step)))
-                         for seed in self.seeds])  # fmt: skip
+        sources = [generator(seed, "dylora", step) for seed in self.seeds]
+        ranks = self._on_device([int(torch.randint(1, self.r + 1, (), generator=source)) for source in sources])
+        for layer in self.layers.values():
+            layer.draw(ranks)
 
     def after_training(self, evaluate: Callable[[], list[dict | None]]) -> None:
         for rank in range(1, self.r + 1):
-            self._set(scored=[rank] * len(self.seeds))
+            self._score(self._on_device([rank] * len(self.seeds)))
             self.by_rank[rank] = evaluate()
-        self._set(scored=None)
+        self._score(None)
 
     def report(self, replica: int) -> dict:
         scores = {rank: found[replica] for rank, found in self.by_rank.items()}
         return {"metrics_by_rank": {rank: one and one["metrics"] for rank, one in scores.items()}} if scores else {}
 
-    def _set(self, **ranks: list[int] | None) -> None:
-        device = next(iter(self.layers.values())).A.device
-        for name, values in ranks.items():
-            shared = None if values is None else torch.tensor(values).to(device, non_blocking=True)
-            for layer in self.layers.values():
-                setattr(layer, name, shared)
+    def _score(self, ranks: Tensor | None) -> None:
+        for layer in self.layers.values():
+            layer.score(ranks)
+
+    def _on_device(self, ranks: list[int]) -> Tensor:
+        return torch.tensor(ranks).to(next(iter(self.layers.values())).A.device, non_blocking=True)

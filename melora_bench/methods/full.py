@@ -6,7 +6,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from melora_bench.methods.base import Method, freeze
+from melora_bench.methods.attach import freeze, head_names, is_below
+from melora_bench.methods.base import Method
 
 
 @dataclass(kw_only=True)
@@ -23,20 +24,24 @@ class FullFineTuning(Method):
     packs: ClassVar[bool] = False
     target_modules: list[str] | None
 
-    def attach(self, model: nn.Module, head: str, seeds: list[int], total_steps: int) -> None:
+    def attach(self, model: nn.Module, head: str | list[str], seeds: list[int], total_steps: int) -> None:
         if len(seeds) > 1:
             raise ValueError(f"full fine-tuning cannot train seeds={seeds} side by side: give one seed at a time")
         freeze(model, head, seeds)
         found = set()
         for name, value in model.named_parameters():
             below = [part for part in self.target_modules or [""] if not part or f".{part}." in f".{name}"]
-            if below and not name.startswith(f"{head}."):
+            if below and not is_below(name, head_names(head)):
                 if value.dtype != torch.float32:
-                    raise ValueError("full fine-tuning trains the weights themselves, which needs backbone.dtype=float32 "
-                                     f"and no quantization: {name} is {value.dtype}")  # fmt: skip
+                    raise ValueError(
+                        "full fine-tuning trains the weights themselves, which needs backbone.dtype=float32 "
+                        f"and no quantization: {name} is {value.dtype}"
+                    )
                 value.requires_grad_(True)
             found.update(below)
         missing = [part for part in self.target_modules or [] if part not in found]
         if missing or self.target_modules == []:
-            raise ValueError(f"method.target_modules={self.target_modules} names no module of this model with parameters: "
-                             "name some, such as [layer.11], or null for all")  # fmt: skip
+            raise ValueError(
+                f"method.target_modules={self.target_modules} names no module of this model with parameters: "
+                "name some, such as [layer.11], or null for all"
+            )

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from melora_bench.methods.base import Method, freeze
+from melora_bench.methods.attach import freeze, head_names
+from melora_bench.methods.base import Method
 
 
 @dataclass(kw_only=True)
@@ -15,7 +16,7 @@ class HeadOnly(Method):
     Tested against: the frozen backbone.
     """
 
-    def attach(self, model: nn.Module, head: str, seeds: list[int], total_steps: int) -> None:
-        if not head:
+    def attach(self, model: nn.Module, head: str | list[str], seeds: list[int], total_steps: int) -> None:
+        if not head_names(head):
             raise ValueError("method=head has nothing to train on a language model, which has no new head")
         freeze(model, head, seeds)

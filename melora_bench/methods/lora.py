@@ -5,11 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from melora_bench.methods.base import AdapterLayer, Method, init_a, require_positive
+from melora_bench.methods.attach import init_a, require_positive
+from melora_bench.methods.base import Method
 from melora_bench.methods.dropout import Dropout
+from melora_bench.methods.layers import FactoredLayer
 
 
-class LoRALayer(AdapterLayer):
+class LoRALayer(FactoredLayer):
     """h = W x + s B A drop(x), A (R, r, d_in), B (R, d_out, r), s = alpha / r; B starts at 0."""
 
     def __init__(self, base: nn.Linear, replicas: int, *, r: int, alpha: float, lora_dropout: float, init: str) -> None:
@@ -23,6 +25,9 @@ class LoRALayer(AdapterLayer):
     def reset_parameters(self, generators: list[torch.Generator]) -> None:
         for A, source in zip(self.A.data, generators, strict=True):
             self.init(A, source)
+
+    def lora_factors(self) -> tuple[Tensor, Tensor]:
+        return self.B * self.scaling, self.A
 
     def load_lora_factors(self, replica: int, B: Tensor, A: Tensor) -> None:
         own = self.B[replica].shape, self.A[replica].shape

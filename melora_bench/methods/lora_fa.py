@@ -7,6 +7,14 @@ from torch import nn
 from melora_bench.methods.lora import LoRA, LoRALayer
 
 
+class LoRAFALayer(LoRALayer):
+    """A LoRA layer whose A (R, r, d_in) is frozen."""
+
+    def __init__(self, base: nn.Linear, replicas: int, **options) -> None:
+        super().__init__(base, replicas, **options)
+        self.A.requires_grad_(False)
+
+
 @dataclass(kw_only=True)
 class LoRAFA(LoRA):
     """h = W x + s B A drop(x), A (R, r, d_in) drawn once and frozen, B (R, d_out, r) trained from 0; s = alpha / r.
@@ -21,7 +29,6 @@ class LoRAFA(LoRA):
     Tested against: stock PEFT with lora_A frozen, 24 clipped AdamW steps.
     """
 
-    def make_layer(self, base: nn.Linear, replicas: int) -> LoRALayer:
-        layer = super().make_layer(base, replicas)
-        layer.A.requires_grad_(False)
-        return layer
+    def make_layer(self, base: nn.Linear, replicas: int) -> LoRAFALayer:
+        options = {"r": self.r, "alpha": self.alpha, "lora_dropout": self.lora_dropout, "init": self.init_a}
+        return LoRAFALayer(base, replicas, **options)

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from melora_bench.methods.base import AdapterLayer, Method, init_a, require_positive
+from melora_bench.methods.attach import init_a, require_positive
+from melora_bench.methods.base import Method
 from melora_bench.methods.dropout import Dropout
+from melora_bench.methods.layers import FactoredLayer
 
 
-class MELoRALayer(AdapterLayer):
+class MELoRALayer(FactoredLayer):
     """h = W x + concat_i (s B_i A_i drop(x)_i), i = 1..n, x_i the i-th slice of x; s = alpha / r.
 
     A (R, n, r, d_in / n), B (R, n, d_out / n, r); B starts at 0. The update is block diagonal, of rank <= n r (the
@@ -35,9 +37,8 @@ class MELoRALayer(AdapterLayer):
 
     def update(self, x: Tensor) -> Tensor:
         R, n = self.A.shape[:2]
-        slices = self.dropout(
-            x.unflatten(-1, (n, -1)).transpose(1, 2)
-        )  # (R, n, T, d_in / n), in order where dropout writes it
+        # (R, n, T, d_in / n), in order where dropout writes it
+        slices = self.dropout(x.unflatten(-1, (n, -1)).transpose(1, 2))
         blocks = (slices @ self.A.mT * self.scaling) @ self.B.mT  # (R, n, T, d_out / n)
         return blocks.transpose(1, 2).reshape(R, x.shape[1], -1)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from melora_bench.methods.base import require_positive
+from melora_bench.methods.attach import require_positive
 from melora_bench.methods.lora import LoRA, LoRALayer
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from melora_bench.methods.base import require_positive
+from melora_bench.methods.attach import require_positive
 from melora_bench.methods.lora import LoRA, LoRALayer
 
 

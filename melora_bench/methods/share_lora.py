@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from melora_bench.methods.base import require_positive
+from melora_bench.methods.attach import require_positive
 from melora_bench.methods.lora import LoRA, LoRALayer
 from melora_bench.methods.mplora import path_overlap
 
@@ -61,9 +61,9 @@ class ShareLoRA(LoRA):
 
     def report(self, replica: int) -> dict:
         """The number of paths that differ by more than rounding, in the layer where they are most."""
-        paths = [(layer.B[replica].detach().flatten(1) / layer.B[replica].detach().abs().max().clamp(min=1e-9) * 1e3).round()
-                 for layer in self.layers.values()]  # fmt: skip
-        return {"distinct_paths": max(len(torch.unique(rows, dim=0)) for rows in paths)}
+        matrices = [layer.B[replica].detach().flatten(1) for layer in self.layers.values()]
+        rounded = [(paths / paths.abs().max().clamp(min=1e-9) * 1e3).round() for paths in matrices]
+        return {"distinct_paths": max(len(torch.unique(paths, dim=0)) for paths in rounded)}
 
     def penalty(self) -> Tensor | float:
         if self.orth == 0:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from melora_bench.methods.base import AdapterLayer, Method, require_positive
+from melora_bench.methods.attach import require_positive
+from melora_bench.methods.base import Method
 from melora_bench.methods.dropout import Dropout
+from melora_bench.methods.layers import FactoredLayer
 from melora_bench.seeding import generator
 
 
@@ -20,11 +22,13 @@ class Projections(nn.Module):
         self.register_buffer("B", B)
 
 
-class VeRALayer(AdapterLayer):
+class VeRALayer(FactoredLayer):
     """h = W x + diag(b) B diag(d) A drop(x): vectors d (R, r) and b (R, d_out) trained, d from d_initial, b from 0.
 
     A and B are random, frozen and the same in all layers, which use their first columns and rows.
     """
+
+    shared: Projections
 
     def __init__(self, base: nn.Linear, replicas: int, *, r: int, lora_dropout: float, d_initial: float) -> None:
         super().__init__(base, replicas)
@@ -34,6 +38,10 @@ class VeRALayer(AdapterLayer):
 
     def reset_parameters(self, generators: list[torch.Generator]) -> None:
         """Nothing of a layer's own is random."""
+
+    def share(self, projections: Projections) -> None:
+        """Take the pair of all layers, which is drawn when the widest layer is known."""
+        self.shared = projections
 
     def sliced(self) -> tuple[Tensor, Tensor]:
         """A (R, r, d_in) and B (R, d_out, r) of this layer."""
@@ -69,16 +77,17 @@ class VeRA(Method):
     def make_layer(self, base: nn.Linear, replicas: int) -> VeRALayer:
         return VeRALayer(base, replicas, r=self.r, lora_dropout=self.lora_dropout, d_initial=self.d_initial)
 
-    def attach(self, model: nn.Module, head: str, seeds: list[int], total_steps: int) -> None:
+    def attach(self, model: nn.Module, head: str | list[str], seeds: list[int], total_steps: int) -> None:
         super().attach(model, head, seeds, total_steps)
         bases = [layer.base for layer in self.layers.values()]
         A = torch.empty(len(seeds), self.r, max(base.in_features for base in bases))
         B = torch.empty(len(seeds), max(base.out_features for base in bases), self.r)
         for k, seed in enumerate(seeds):
             source = generator(seed, "adapter", "projections")
-            for matrix in (A[k], B[k]):  # Kaiming: U(-sqrt(6 / fan_in), sqrt(6 / fan_in)), as in the paper
+            # Kaiming: U(-sqrt(6 / fan_in), sqrt(6 / fan_in)), as in the paper
+            for matrix in (A[k], B[k]):
                 bound = math.sqrt(6 / matrix.shape[1])
                 matrix.uniform_(-bound, bound, generator=source)
         shared = Projections(A, B)
         for layer in self.layers.values():
-            layer.shared = shared
+            layer.share(shared)

@@ -23,6 +23,7 @@ from melora_bench.external import shapes
 from melora_bench.external.embedded import OPTION, minilm_folder, smollm2_folder
 from melora_bench.external.hub import hub_snapshot
 from melora_bench.files import options, sha256_json, sha256_once
+from melora_bench.methods.attach import head_names
 from melora_bench.models.streams import pool_rows
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -202,7 +203,7 @@ class Encoder(Backbone):
     auto = AutoModelForSequenceClassification
     kind = "SEQ_CLS"
     instead = "backbone=minilm"
-    head: str  # the module whose linear layers are trained in full
+    head: str | list[str]  # the module, or modules, whose linear layers are trained in full
     pooling: str | None = None  # what the head reads of a row: `streams.pool_rows`
 
     def suit(self, num_labels: int) -> None:
@@ -223,11 +224,12 @@ class Encoder(Backbone):
         dropout = {} if self.dropout is None else dict.fromkeys(rates, self.dropout)
         model, absent = self.load(num_labels=num_labels, dtype=torch.float32, **dropout)
         pooler = f"{model.base_model_prefix}.pooler."  # of no use where the head reads means
-        unread = (self.head, pooler) if self.pooling == "mean" else (self.head,)
+        heads = head_names(self.head)
+        unread = (*heads, pooler) if self.pooling == "mean" else tuple(heads)
         self.refuse({key for key in absent if not key.startswith(unread)})
-        if self.head not in dict(model.named_modules()):
+        for head in set(heads) - dict(model.named_modules()).keys():
             there = ", ".join(name for name, _ in model.named_children())
-            raise ValueError(f"backbone.head={self.head!r} is no module of {self.name}: it has {there}")
+            raise ValueError(f"backbone.head={head!r} is no module of {self.name}: it has {there}")
         return model
 
 

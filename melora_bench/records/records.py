@@ -76,6 +76,7 @@ _ENTRY = {
     **dict.fromkeys(("train_loss", "penalty", "lr"), (None, number)),
     "metrics": {str: number},
     "halves": [{str: number}],
+    "selectable?": flag,
     "report": {"distinct_paths?": count, "singular_values_above_0.1?": {str: count}},
 }
 SHAPE = {
@@ -172,8 +173,13 @@ def best_epoch(record: RunRecord) -> dict:
 
 
 def best(epochs: list[dict], metric: str) -> dict:
-    """The first of the entries with the highest `metric`, or the lowest loss."""
-    return (min if metric == "loss" else max)(epochs, key=lambda entry: entry["metrics"][metric])
+    """The first of the selectable entries with the highest `metric`, or the lowest loss."""
+    return (min if metric == "loss" else max)(selectable(epochs), key=lambda entry: entry["metrics"][metric])
+
+
+def selectable(epochs: list[dict]) -> list[dict]:
+    """The entries that may be chosen as the best: a method may rule out the first of them. All, where it ruled out all."""
+    return [entry for entry in epochs if entry.get("selectable", True)] or epochs
 
 
 @functools.cache  # the seeds of a point have one config

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from melora_bench.records.records import RunRecord
+from melora_bench.records.records import RunRecord, selectable
 from melora_bench.results import stats
 
 Runs = dict[str, dict[int, RunRecord]]  # value of the key that a row selects over ("" if none) -> seed -> record
@@ -107,7 +107,7 @@ def _curves(record: RunRecord) -> np.ndarray:
     """(3, epochs): the selection metric on the whole set and on its two halves."""
     metric = record.metric
     return np.array(
-        [[entry["metrics"][metric], *(half[metric] for half in entry["halves"])] for entry in record.epochs]
+        [[entry["metrics"][metric], *(half[metric] for half in entry["halves"])] for entry in selectable(record.epochs)]
     ).T
 
 

@@ -17,6 +17,7 @@ from accelerate.state import AcceleratorState, GradientState
 from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import DictConfig
 
+from melora_bench.adapters.files import counts, save_adapter
 from melora_bench.external.shapes import leaves
 from melora_bench.files import probe, reason, write_text
 from melora_bench.methods.dropout import replace_dropouts
@@ -187,7 +188,7 @@ class PackedRun:
         schedule = Schedule.of(config, len(self.task.train.labels))
         self.method.attach(model, head, seeds, schedule.total)
         self.starts = [load_start(point, seed, k, model, self.method, head) for k, seed in enumerate(seeds)]
-        self.params = checkpoints.counts(model, head)
+        self.params = counts(model)
         if config["shard"]:
             shard_backbone(model, self.accelerator)
         keys = ("lr", "head_lr_scale", "weight_decay", "max_grad_norm", "eval_batch_size")
@@ -198,7 +199,6 @@ class PackedRun:
             task=self.task,
             batches=self.batches,
             schedule=schedule,
-            head=head,
             **{key: config[key] for key in keys},
         )
         self.compiled = config["compile"] and self.trainer.compile()
@@ -323,9 +323,9 @@ class PackedRun:
             about = {**self._about, "run_id": self.point.run_id(seed), "seed": seed, **history[-1]}
             about["total_steps"] = self.trainer.schedule.total
             folder = self.point.output(seed)
-            checkpoints.save_adapter(folder / "last.safetensors", model, k, about)
+            save_adapter(folder / "last.safetensors", model, k, about)
             if records.best(history, self.task.metric) is history[-1]:
-                checkpoints.save_adapter(folder / "best.safetensors", model, k, about)
+                save_adapter(folder / "best.safetensors", model, k, about)
 
     def _write_records(self) -> list[Path]:
         cuda = self.accelerator.device.type == "cuda"

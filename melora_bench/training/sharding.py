@@ -6,8 +6,8 @@ import os
 from accelerate import Accelerator
 from torch import nn
 
-from melora_bench.methods.base import AdapterLayer
-from melora_bench.training.checkpoints import adapter_tensors
+from melora_bench.adapters.files import adapter_tensors
+from melora_bench.methods.layers import AdapterLayer
 
 log = logging.getLogger(__name__)
 

@@ -1,19 +1,19 @@
 """Where training starts when it does not start afresh: at an earlier run's adapters, or at a PEFT LoRA adapter's update."""
 
-import json
 import logging
 from pathlib import Path
 
 from torch import nn
 
-from melora_bench.adapters.peft_format import from_peft
+from melora_bench.adapters.files import about, account, load_tensors
+from melora_bench.adapters.peft_format import CONFIG as PEFT_CONFIG
+from melora_bench.adapters.peft_format import WEIGHTS as PEFT_WEIGHTS
+from melora_bench.adapters.peft_format import load_peft
 from melora_bench.files import sha256_file, sha256_once
-from melora_bench.methods.base import AdapterLayer, Method
-from melora_bench.training.checkpoints import about, account, load_tensors, read_tensors
+from melora_bench.methods.base import Method
 from melora_bench.training.points import Point
 
 log = logging.getLogger(__name__)
-PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def start_file(point: Point, seed: int) -> Path | None:
@@ -40,7 +40,9 @@ def fingerprint(path: Path) -> dict:
     return {"sha256": sha256_once(path), **config}
 
 
-def load_start(point: Point, seed: int, replica: int, model: nn.Module, method: Method, head: str) -> dict | None:
+def load_start(
+    point: Point, seed: int, replica: int, model: nn.Module, method: Method, head: str | list[str]
+) -> dict | None:
     """Put one seed's start into its replica. The head stays fresh, as its classes may differ.
 
     Returns {"source", "run_id"} and its `fingerprint` for the record, None without `init_from`. Raises ValueError as
@@ -54,34 +56,19 @@ def load_start(point: Point, seed: int, replica: int, model: nn.Module, method: 
         if path.name == PEFT_WEIGHTS:
             load_peft(method.layers, head, replica, path.parent)
         else:
-            run_id = _load_adapter(model, head, replica, path)
+            run_id = _load_adapter(model, replica, path)
     except ValueError as error:
         raise ValueError(f"init_from: {error}") from error
     return {"source": point.config["init_from"], "run_id": run_id, **fingerprint(path)}
 
 
-def _load_adapter(model: nn.Module, head: str, replica: int, path: Path) -> str | None:
+def _load_adapter(model: nn.Module, replica: int, path: Path) -> str | None:
     """The run that the file says it is of; None for a file from elsewhere."""
     values = account(path) if about(path) else {}
     if values and values["step"] < values["total_steps"]:
         raise ValueError(f"{path} is of an unfinished run (step {values['step']} of {values['total_steps']})")
-    load_tensors(model, replica, path, without=head)
+    load_tensors(model, replica, path, head=False)
     return values.get("run_id")
-
-
-def load_peft(layers: dict[str, AdapterLayer], head: str, replica: int, folder: Path) -> None:
-    """Start one replica at a PEFT LoRA adapter's update. Raises ValueError for a folder that is none, or does not fit."""
-    try:
-        config = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{folder} has an {PEFT_CONFIG} that is not JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{folder} has an {PEFT_CONFIG} that is not a JSON object")
-    tensors = read_tensors(folder / PEFT_WEIGHTS)
-    try:
-        from_peft(config, tensors, layers, replica, head)
-    except ValueError as error:
-        raise ValueError(f"{folder} {error}") from error
 
 
 def _earlier_run(point: Point, source: str, seed: int) -> Path:

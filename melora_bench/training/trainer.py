@@ -3,6 +3,7 @@
 It knows no method and no task by name: a method acts through its hooks, a task through `loss`, `outputs` and `score`.
 """
 
+import dataclasses
 import logging
 import time
 from dataclasses import dataclass, field
@@ -14,10 +15,10 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
 
+from melora_bench.adapters.files import adapter_tensors, head_tensors, trainable
 from melora_bench.methods.base import Method
 from melora_bench.seeding import derive
 from melora_bench.tasks.batches import TrainBatches, evaluation_batches
-from melora_bench.training.checkpoints import adapter_tensors, trainable
 from melora_bench.training.schedule import Schedule
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,6 @@ class Trainer:
     method: Method
     task: object
     batches: TrainBatches
-    head: str
     schedule: Schedule
     lr: float
     head_lr_scale: float
@@ -48,10 +48,10 @@ class Trainer:
         self.seeds = self.batches.seeds
         self.replicas = len(self.seeds)
         self.history = [[] for _ in self.seeds]
-        params = trainable(self.model)
-        heads = [value for name, value in params.items() if name.startswith(f"{self.head}.")]
-        adapters = [value for name, value in params.items() if not name.startswith(f"{self.head}.")]
-        groups = [{"params": adapters, "lr": self.lr}, {"params": heads, "lr": self.lr * self.head_lr_scale}]
+        params, in_head = trainable(self.model), head_tensors(self.model)
+        heads = [value for name, value in params.items() if name in in_head]
+        adapters = {name: value for name, value in params.items() if name not in in_head}
+        groups = [*self.method.param_groups(adapters, self.lr), {"params": heads, "lr": self.lr * self.head_lr_scale}]
         groups = [group for group in groups if group["params"]]
         # A fused optimizer hides from accelerate the steps that fp16's loss scaling skips.
         optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=self.accelerator.scaler is None)
@@ -89,6 +89,8 @@ class Trainer:
     def train_round(self, on_step=lambda step, losses: None) -> None:
         """Train to the next evaluation, evaluate, and append to `history`. `on_step(step, (R,) sums of losses)` may watch."""
         start, step, end = time.perf_counter(), self.step, min(self.step + self.schedule.round, self.schedule.total)
+        if step == 0:
+            self._before_training()
         # Dropout is drawn from (seeds, round, process) alone, so a resumed run draws what the unbroken one would have.
         torch.manual_seed(derive("dropout", self.seeds, step // self.schedule.round, self.accelerator.process_index))
         self.model.train()
@@ -107,7 +109,7 @@ class Trainer:
                     if self.accelerator.sync_gradients and not self.accelerator.optimizer_step_was_skipped:
                         self.rate = self.decay.get_last_lr()[0]
                         self.decay.step()
-                        self.method.after_optimizer_step(step)
+                        self.method.after_optimizer_step(step, self.optimizer.optimizer)
                     self.optimizer.zero_grad()
                 totals += torch.stack([loss, torch.zeros_like(loss) + penalty]).detach()
             step += 1
@@ -121,15 +123,24 @@ class Trainer:
         if self.finished:
             self.method.after_training(self.evaluate)
         entry = {"epoch": self.epoch, "step": step, "lr": self.rate}
+        if step < self.method.selectable_from and not self.finished:
+            entry["selectable"] = False
         for k, (loss, penalty) in enumerate(losses):
             if scores[k] is None:
                 self.guard.stop(k, step)
             if self.failed[k] is None:
                 means = {"train_loss": round(loss, 6), "penalty": round(penalty, 9)}
                 report = self.method.report(k)
-                if self.finished:
-                    report["singular_values_above_0.1"] = self.method.spectrum(k)
+                if self.finished and (spectrum := self.method.spectrum(k)) is not None:
+                    report["singular_values_above_0.1"] = spectrum
                 self.history[k].append({**entry, **means, **scores[k], **times, "report": report})
+
+    def _before_training(self) -> None:
+        """Let the method look at the first epoch's steps: one batch each, the same in every process."""
+        whole = dataclasses.replace(self.batches, accumulation=1, processes=1, process=0)
+        self.model.eval()
+        self.method.before_training((batch for [batch] in whole.epoch(0)), self._loss)
+        self.optimizer.zero_grad()
 
     def _loss(self, batch: dict[str, Tensor]) -> Tensor:
         """(R,)"""

@@ -7,7 +7,7 @@ from test_contract import build
 from test_parity import batches
 from transformers import AutoModelForSequenceClassification
 
-from melora_bench.training.checkpoints import trainable
+from melora_bench.adapters.files import trainable
 
 STEPS = 24
 SCHEDULE = {"init_warmup": 0.1, "final_warmup": 0.25, "delta_t": 3}  # of 24 steps: prune between steps 2 and 18
@@ -26,7 +26,7 @@ def ours(folder, hook: bool, penalty: bool, skipped: int | None = None):
         (loss + (method.penalty().sum() if penalty else 0)).backward()
         optimizer.step()
         if hook and step != skipped:
-            method.after_optimizer_step(step)
+            method.after_optimizer_step(step, optimizer)
         optimizer.zero_grad()
         losses.append(loss.item())
     return losses, list(method.report(0)["ranks"].values()), start

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy, linear
 from transformers import AutoModelForSequenceClassification
 
+from melora_bench.adapters.files import adapter_tensors, load_tensors, save_adapter, trainable
 from melora_bench.methods.delta_lora import DeltaLoRA
-from melora_bench.training.checkpoints import adapter_tensors, load_tensors, save_adapter, trainable
 
 K, SEEDS, RATIO = 5, [3, 5], 0.5
 OWN = {"r": 8, "delta_ratio": RATIO, "start_step": K, "warmup_ratio": 0.06}
@@ -76,7 +76,7 @@ def train(model: nn.Module, method, replicas: int = 2, on_step=lambda step: None
         loss = cross_entropy(logits, labels.repeat(replicas), reduction="none").view(replicas, -1).mean(1)
         loss.sum().backward()
         optimizer.step()
-        method.after_optimizer_step(step)
+        method.after_optimizer_step(step, optimizer)
         optimizer.zero_grad()
         losses.append(loss.detach())
     return torch.stack(losses)
@@ -144,7 +144,7 @@ def test_a_moved_adapter_goes_on_from_its_own_snapshot(tiny_roberta, tmp_path):
     save_adapter(path, model, 1, {"step": 9, "total_steps": 9, "run_id": "x"})
     saved = {name: value.float() for name, value in adapter_tensors(model, 1).items()}
     again, method = build(tiny_roberta, "delta_lora", SEEDS, f"method.start_step={K}", "method.delta_ratio=0.25")
-    load_tensors(again, 0, path, without="classifier")
+    load_tensors(again, 0, path, head=False)
     for layer in method.layers.values():
         layer.B.data += torch.randn(layer.B.shape, generator=torch.Generator().manual_seed(0))
     before = [layer.delta_weight() for layer in method.layers.values()]

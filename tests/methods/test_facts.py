@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from test_contract import build, disturb, inputs
 from torch import nn
 
+from melora_bench.adapters.files import trainable
 from melora_bench.methods.lora import LoRA
 from melora_bench.methods.melora import MELoRA
 from melora_bench.methods.mplora import MPLoRA, path_overlap
 from melora_bench.seeding import generator
-from melora_bench.training.checkpoints import trainable
 
 PENALTY = {"penalty_weight": 0.1, "norm": "squared_frobenius", "reduce_layers": "sum"}
 COMMON = {"version": 1, "target_modules": ["query"], "alpha": 16, "lora_dropout": 0.0, "init_a": "kaiming_uniform"}
@@ -53,7 +53,7 @@ def steps(model, method, count: int = 6) -> torch.Tensor:
         loss = model(**inputs()).logits.view(2, -1).square().sum(1) + method.penalty()
         loss.sum().backward()
         optimizer.step()
-        method.after_optimizer_step(step)
+        method.after_optimizer_step(step, optimizer)
         optimizer.zero_grad()
         losses.append(loss.detach())
     return torch.stack(losses)

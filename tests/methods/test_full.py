@@ -7,9 +7,9 @@ from test_contract import build
 from test_parity import batches
 from transformers import AutoModelForSequenceClassification
 
+from melora_bench.adapters.files import trainable
 from melora_bench.methods.full import FullFineTuning
 from melora_bench.records import records
-from melora_bench.training.checkpoints import trainable
 from melora_bench.training.run import RunError
 
 

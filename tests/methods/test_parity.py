@@ -1,12 +1,13 @@
-"""LoRA against stock PEFT: the same initial values, data and AdamW must give the same losses and weights."""
+"""LoRA, rsLoRA and LoRA+ against stock PEFT: the same initial values, data and AdamW must give the same losses and weights."""
 
 import peft
+import peft.optimizers
 import pytest
 import torch
 from test_contract import build, inputs
 from transformers import AutoModelForSequenceClassification
 
-from melora_bench.training.checkpoints import trainable
+from melora_bench.adapters.files import trainable
 
 STEPS = 24
 
@@ -18,8 +19,8 @@ def batches():
         yield {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, torch.randint(0, 2, (6,), generator=source)
 
 
-def train(model, parameters) -> list[float]:
-    optimizer = torch.optim.AdamW(parameters, lr=5e-3, weight_decay=0.1)
+def train(model, parameters, optimizer: torch.optim.Optimizer | None = None) -> list[float]:
+    optimizer = optimizer or torch.optim.AdamW(parameters, lr=5e-3, weight_decay=0.1)
     losses = []
     for batch, labels in batches():
         loss = torch.nn.functional.cross_entropy(model(**batch).logits, labels)
@@ -31,11 +32,11 @@ def train(model, parameters) -> list[float]:
     return losses
 
 
-def stock(folder, ours, alpha: float):
+def stock(folder, ours, alpha: float, **options):
     """PEFT's LoRA in float64, started from the initial values of `ours`."""
     base = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2).double()
     config = peft.LoraConfig(
-        task_type="SEQ_CLS", r=8, lora_alpha=alpha, lora_dropout=0.0, target_modules=["query", "value"]
+        task_type="SEQ_CLS", r=8, lora_alpha=alpha, lora_dropout=0.0, target_modules=["query", "value"], **options
     )
     model = peft.get_peft_model(base, config).eval()
     values = trainable(ours)
@@ -45,6 +46,40 @@ def stock(folder, ours, alpha: float):
             key = key.replace("lora_A.default.weight", "A").replace("lora_B.default.weight", "B")
             value.data.copy_(values[key][0])
     return model
+
+
+@pytest.mark.parametrize(("rslora", "equal"), [(True, True), (False, False)])
+def test_rslora_equals_stock_peft(tiny_roberta, rslora, equal):
+    """24 clipped AdamW steps in float64 agree to 1e-12 with use_rslora; without, they do not."""
+    ours, method = build(tiny_roberta, "rslora", [0], "method.lora_dropout=0")
+    ours = ours.double()
+    theirs = stock(tiny_roberta, ours, 16, use_rslora=rslora)
+    losses = train(ours, list(trainable(ours).values()))
+    others = train(theirs, [value for value in theirs.parameters() if value.requires_grad])
+    assert losses[0] == pytest.approx(others[0], abs=1e-15)
+    assert (max(abs(a - b) for a, b in zip(losses, others, strict=True)) < 1e-12) == equal
+    assert next(iter(method.layers.values())).scaling == 16 / 8**0.5
+
+
+@pytest.mark.parametrize(("ratio", "equal"), [(16, True), (8, False)])
+def test_lora_plus_equals_stock_peft(tiny_roberta, ratio, equal):
+    """24 clipped steps of PEFT's LoRA+ optimizer agree to 1e-12; with another ratio they do not. The head is frozen, as PEFT
+    gives its biases B's rate."""
+    ours, method = build(tiny_roberta, "lora_plus", [0], "method.lora_dropout=0", "method.lr_ratio=16")
+    ours = ours.double()
+    theirs = stock(tiny_roberta, ours, 16)
+    for model in (ours, theirs):
+        for name, value in model.named_parameters():
+            value.requires_grad_(value.requires_grad and "classifier" not in name)
+    optimizer = peft.optimizers.create_loraplus_optimizer(
+        theirs, torch.optim.AdamW, lr=5e-3, loraplus_lr_ratio=ratio, loraplus_weight_decay=0.1
+    )
+    groups = method.param_groups(trainable(ours), 5e-3)
+    assert [(group["lr"], len(group["params"])) for group in groups] == [(5e-3, 4), (8e-2, 4)]
+    losses = train(ours, list(trainable(ours).values()), torch.optim.AdamW(groups, weight_decay=0.1))
+    others = train(theirs, [value for value in theirs.parameters() if value.requires_grad], optimizer)
+    assert losses[0] == pytest.approx(others[0], abs=1e-15) and losses[0] != losses[-1]
+    assert (max(abs(a - b) for a, b in zip(losses, others, strict=True)) < 1e-12) == equal
 
 
 @pytest.mark.parametrize(("alpha", "equal"), [(16, True), (17, False)])

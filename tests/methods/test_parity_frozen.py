@@ -11,9 +11,9 @@ from test_parity import STEPS, train
 from test_shapes import trained
 from transformers import AutoModelForSequenceClassification
 
+from melora_bench.adapters.files import adapter_tensors, trainable
 from melora_bench.methods.lora_fa import LoRAFA
 from melora_bench.methods.vera import VeRA
-from melora_bench.training.checkpoints import adapter_tensors, trainable
 
 
 def stock(folder, config: peft.PeftConfig, ours):

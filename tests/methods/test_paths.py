@@ -5,10 +5,10 @@ import torch
 from test_contract import build, inputs
 from test_facts import COMMON, layer_of
 
+from melora_bench.adapters.files import trainable
 from melora_bench.methods.lora import LoRA
 from melora_bench.methods.multi_lora import MultiLoRA
 from melora_bench.methods.share_lora import ShareLoRA
-from melora_bench.training.checkpoints import trainable
 
 
 def test_multi_lora_is_one_lora_of_rank_n_r_and_alpha_n_times_larger():

@@ -1,0 +1,118 @@
+"""The README.md of an exported folder: which run this is, how it scored, how a stock library loads it."""
+
+import html
+import inspect
+import json
+
+from torch import nn
+
+from melora_bench.adapters.trained import Trained
+from melora_bench.external.embedded import PUBLIC
+from melora_bench.methods.attach import head_names
+
+
+def adapter_card(trained: Trained, base: str | None) -> str:
+    """The card of a PEFT adapter; `base`: the public name of the backbone, None where it has none."""
+    auto = _auto(trained.backbone, "AutoPeftModel" if base else "AutoModel")
+    labels = f", num_labels={trained.num_labels}" if head_names(trained.backbone.head) else ""
+    if base:
+        loading = f"""from peft import {auto}
+
+model = {auto}.from_pretrained("this folder"{labels}).eval()"""
+    else:
+        loading = f"""from peft import PeftModel
+from transformers import {auto}
+
+backbone = {auto}.from_pretrained("the backbone's folder"{labels})
+model = PeftModel.from_pretrained(backbone, "this folder").eval()"""
+    return _card(trained, "peft", base, loading + _mean_code(trained, "model.get_base_model()"))
+
+
+def merged_card(trained: Trained, base: str | None) -> str:
+    """The card of a plain transformers checkpoint."""
+    auto = _auto(trained.backbone, "AutoModel")
+    loading = f"""from transformers import {auto}
+
+model = {auto}.from_pretrained("this folder").eval()"""
+    return _card(trained, "transformers", base, loading + _mean_code(trained, "model"))
+
+
+def base_name(backbone, base: str | None) -> str | None:
+    """The public name of the frozen weights: the one given, the hub's repository, or the one whose sha256 agrees. A folder
+    of this machine is no name for others, so that without any of these there is none."""
+    origin = backbone.origin()
+    return base or (origin["repo"] if origin["commit"] else PUBLIC.get(origin["sha256"]))
+
+
+def reads_means(trained: Trained) -> bool:
+    """Whether the head reads the mean over a row's tokens, which no class of transformers does."""
+    return getattr(trained.backbone, "pooling", None) == "mean"
+
+
+def picks_first_token(head: nn.Module) -> bool:
+    """Whether a head takes (rows, tokens, width) and picks the first token itself, as RoBERTa's does; one linear layer reads
+    (rows, width)."""
+    return any(True for _ in head.children())
+
+
+def _card(trained: Trained, library: str, base: str | None, loading: str) -> str:
+    about = trained.about
+    paper = inspect.getdoc(inspect.getmodule(type(trained.method))).splitlines()[0]
+    settings = {key: value for key, value in about["config"]["method"].items() if key != "version"}
+    commit = (about["git"]["commit"] or "unknown") + (" with local changes" if about["git"]["dirty"] else "")
+    rows = {
+        "method": paper,
+        "settings": ", ".join(f"{key} {value}" for key, value in settings.items()),
+        "backbone": f"{about['model']['name']}, weights sha256 {about['model']['sha256']}",
+        "task": about["choices"]["task"],
+        "seed": about["seed"],
+        "epoch": f"{about['epoch']} of {about['config']['epochs']}",
+        "scores on the evaluation set": ", ".join(f"{key} {value:.4f}" for key, value in about["metrics"].items()),
+        "run": f"{about['run_id']}, config hash {about['config_hash']}",
+        "melora_bench commit": commit,
+    }
+    table = "\n".join(f"| {key} | {_cell(value)} |" for key, value in rows.items())
+    base_model = f"\nbase_model: {json.dumps(base)}" if base else ""
+    return f"""---
+library_name: {library}{base_model}
+---
+
+# {about["choices"]["method"]} on {about["choices"]["task"]}
+
+| | |
+| --- | --- |
+{table}
+
+```python
+{loading}
+```
+"""
+
+
+def _mean_code(trained: Trained, plain: str) -> str:
+    """Python of the card that calls the head of the model `plain` on means; empty where the head reads what it always does."""
+    if not reads_means(trained):
+        return ""
+    value = "means"
+    for name in head_names(trained.backbone.head):
+        first = picks_first_token(trained.model.get_submodule(name))
+        value = f"plain.{name}({value}{'[:, None]' if first else ''})"
+    return f"""
+
+
+def logits(**inputs):
+    # The head reads the mean over a row's tokens, which no class of transformers does.
+    plain = {plain}
+    hidden, mask = plain.base_model(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
+    means = (hidden * mask).sum(1) / mask.sum(1)
+    return {value}"""
+
+
+def _cell(value: object) -> str:
+    """On one line of a Markdown table, as it stands."""
+    return html.escape(" ".join(str(value).split()), quote=False).replace("|", "\\|")
+
+
+def _auto(backbone, prefix: str) -> str:
+    """The name of the library's class that loads this kind of model."""
+    return backbone.auto.__name__.replace("AutoModel", prefix)
