@@ -18,7 +18,7 @@ from melora_bench.adapters.peft_format import PREFIX, to_peft
 from melora_bench.external.embedded import PUBLIC
 from melora_bench.files import ROOT, write_folder, write_text
 from melora_bench.methods.base import Method, ReplicatedLinear, merge
-from melora_bench.models.backbones import AS_DATA
+from melora_bench.models.base import AS_DATA
 from melora_bench.records import records
 from melora_bench.training import checkpoints, inputs
 from melora_bench.training.configs import build

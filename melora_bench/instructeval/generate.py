@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
-from melora_bench.tasks.batches import pad_id
+from melora_bench.tasks.splits import pad_id
 
 
 class SeededSampling(LogitsProcessor):

@@ -22,7 +22,8 @@ from melora_bench.instructeval.base import Benchmark, Questions
 from melora_bench.instructeval.harness import check_harness, harness_scores
 from melora_bench.instructeval.sandbox import runner as sandbox
 from melora_bench.instructeval.scoring import evaluate, write_prompts
-from melora_bench.models.backbones import Backbone, check_device, check_dtype
+from melora_bench.models.base import Backbone
+from melora_bench.models.checks import check_device, check_dtype
 from melora_bench.records import provenance, records
 from melora_bench.records.identity import check_experiment, config_hash, identity
 from melora_bench.records.records import RunRecord
@@ -81,7 +82,7 @@ def _score(config: dict, choices: dict) -> list[Path]:
             raise ValueError(
                 "prompts= counts tokens with the tokenizer of backbone=: name the run's backbone instead of run="
             )
-        loaded = benchmark.read(source.benchmark_root())
+        loaded = benchmark.read(source.benchmark_folder())
         try:
             tokenizer = build(config["backbone"], "backbone").tokenizer(alone=True)
         except ValueError as error:
@@ -97,7 +98,7 @@ def _score(config: dict, choices: dict) -> list[Path]:
         return []
     if benchmark.executes and not _passes(config, ""):  # refuse before anything is loaded
         raise ValueError(f"isolation={config['isolation']} fails even an empty program here: every score would be 0")
-    read = functools.cache(lambda: benchmark.read(source.benchmark_root()))  # unless all is recorded
+    read = functools.cache(lambda: benchmark.read(source.benchmark_folder()))  # unless all is recorded
     paths = [_one(_asked(config, scored), choices, scored, benchmark, read) for scored in _models(config, choices)]
     return [path for path in paths if path]
 
