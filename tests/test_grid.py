@@ -254,7 +254,7 @@ def test_a_record_counts_in_its_own_experiment_only(mine, tmp_path):
     made.run_id = of.run_id(0)
     assert other.record(0) is None
     made.save(tmp_path)
-    assert (other.record(0), of.config["results_dir"]) == (None, f"{tmp_path}/results")
+    assert (other.record(0), of.config.results_dir) == (None, f"{tmp_path}/results")
     made.run_id = other.run_id(0)
     path = made.save(tmp_path)
     assert (other.record(0), other.state(0), other.state(1)) == (path, "done", "missing")

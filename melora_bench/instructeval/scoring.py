@@ -10,15 +10,12 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
 from melora_bench.files import canonical_json, sha256_json, write_atomic, write_text
 from melora_bench.instructeval.base import Benchmark, Prompt, Question, Questions, read_jsonl_gz
 from melora_bench.instructeval.generate import check_model, check_room, generate
-from melora_bench.training.progress import console
+from melora_bench.training.progress import Progress
 
 log = logging.getLogger(__name__)
-LINE_SECONDS = 60  # between two progress lines where there is no terminal
 
 
 def choose(loaded: Questions, limit: int | None) -> dict[str, list[Question]]:
@@ -100,13 +97,16 @@ def evaluate(
 
     missing = [name for name in chosen if name not in rows]
     asked, started = sum(len(chosen[name]) for name in missing), time.perf_counter()
-    with EvalProgress(benchmark.label, asked) as progress:
+    progress = Progress(
+        benchmark.label, asked, lambda left: f"{progress.done}/{asked} questions, in {progress.note}, {left}"
+    )
+    with progress:
         for name in missing:
-            progress.subject = name
+            progress.note = name
             written = paths[name].with_name(f"{name}.unscored.jsonl.gz")  # kept until the programs in it have run
             if written.exists():
                 outputs = [row["output"] for row in _stored(written, headers[name])]
-                progress.on_batch(len(outputs))
+                progress.advance(len(outputs))
             else:
                 outputs = generate(
                     model,
@@ -116,7 +116,7 @@ def evaluate(
                     batch_size=batch_size,
                     temperature=benchmark.temperature,
                     seed=seed,
-                    on_batch=progress.on_batch,
+                    on_batch=progress.advance,
                 )
                 if benchmark.executes:
                     _store(written, [headers[name], *({"output": output} for output in outputs)])
@@ -178,37 +178,6 @@ def summarise(benchmark: Benchmark, rows: dict[str, list[dict]]) -> dict:
         "subjects": subjects,
         **counted,
     }
-
-
-class EvalProgress:
-    """Questions done and time left: a bar on a terminal, a line a minute elsewhere; use as a context manager."""
-
-    def __init__(self, label: str, total: int) -> None:
-        self.label, self.total, self.done, self.subject = label, total, 0, ""
-        self.started = self.last_line = time.perf_counter()
-        columns = ("{task.description}", "{task.completed:.0f}/{task.total:.0f}", "{task.fields[subject]}")
-        text = [TextColumn(column, markup=False) for column in columns]
-        self.bar = Progress(text[0], BarColumn(bar_width=20), *text[1:], TimeRemainingColumn(), console=console)
-        self.task = self.bar.add_task(label, total=total, subject="")
-
-    def __enter__(self) -> "EvalProgress":
-        if console.is_terminal and self.total:
-            self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def on_batch(self, count: int) -> None:
-        """Called after every batch with the number of questions in it."""
-        self.done += count
-        self.bar.update(self.task, completed=self.done, subject=self.subject)
-        now = time.perf_counter()
-        if not console.is_terminal and (now - self.last_line >= LINE_SECONDS or self.done == self.total):
-            self.last_line = now
-            left = (now - self.started) * (self.total - self.done) / self.done
-            log.info("%s  %d/%d questions, in %s, %d:%02d left", self.label, self.done, self.total, self.subject,
-                     *divmod(round(left), 60))  # fmt: skip
 
 
 def _row(prompt: Prompt, question: Question) -> dict:

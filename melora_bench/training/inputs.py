@@ -56,7 +56,7 @@ def refusals(point: Point, seeds: list[int]) -> dict[int, str]:
     """
     reasons, shared = {}, at_hand("data", _data, point) | at_hand("weights", _model, point)
     for seed in seeds:
-        path = point.record(seed)
+        path = point.record_path(seed)
         try:
             there = inputs_of_record(records.load(path))
         except ValueError as error:
@@ -80,17 +80,17 @@ def at_hand(what: str, inputs: Callable[..., dict], *of: object) -> dict:
 
 
 def _data(point: Point) -> dict:
-    task, source = (build(point.config[group], group) for group in ("task", "data"))
+    task, source = build(point.config.task, "task"), build(point.config.data, "data")
     return of_data(task.sha256(source))
 
 
 def _model(point: Point) -> dict:
-    return of_model(build(point.config["backbone"], "backbone").origin())
+    return of_model(build(point.config.backbone, "backbone").origin())
 
 
 def _start(point: Point, seed: int) -> dict:
     path = start_file(point, seed)
-    return of_start(path and fingerprint(path))
+    return of_start(fingerprint(path) if path else None)
 
 
 def _short(value: object) -> str:

@@ -21,7 +21,7 @@ def start_file(point: Point, seed: int) -> Path | None:
 
     Raises ValueError for a file that is not there, and for a task of which this experiment has not exactly one like run.
     """
-    source = point.config["init_from"]
+    source = point.config.init_from
     if source is None:
         return None
     folder = Path(source) if Path(source).is_dir() else _earlier_run(point, source, seed)
@@ -57,7 +57,7 @@ def load_start(point: Point, seed: int, replica: int, model: nn.Module, method: 
             run_id = _load_adapter(model, head, replica, path)
     except ValueError as error:
         raise ValueError(f"init_from: {error}") from error
-    return {"source": point.config["init_from"], "run_id": run_id, **fingerprint(path)}
+    return {"source": point.config.init_from, "run_id": run_id, **fingerprint(path)}
 
 
 def _load_adapter(model: nn.Module, head: str, replica: int, path: Path) -> str | None:
@@ -87,11 +87,11 @@ def load_peft(layers: dict[str, AdapterLayer], head: str, replica: int, folder: 
 def _earlier_run(point: Point, source: str, seed: int) -> Path:
     """The outputs of <experiment>/<task>/<method>-<hash>, or of the run of a task alike in method, backbone and precision: this
     experiment's, or else that of the table's own. Raises ValueError unless there is exactly one."""
-    runs = Path(point.config["output_dir"], "runs")
+    runs = Path(point.config.output_dir, "runs")
     if "/" in source:
         return runs / f"{source}-s{seed}"
     places = [f"{experiment}/{source}/{point.choices['method']}-*-s{seed}"
-              for experiment in dict.fromkeys((point.config["experiment"], point.table)) if experiment]  # fmt: skip
+              for experiment in dict.fromkeys((point.config.experiment, point.table)) if experiment]  # fmt: skip
     alike = next(filter(None, (_alike(point, runs, place) for place in places)), [])
     if len(alike) != 1:
         raise ValueError(f"init_from={source}: {len(alike)} runs {' or '.join(places)} of this method, backbone and precision "

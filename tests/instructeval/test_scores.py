@@ -6,9 +6,8 @@ import json
 import pytest
 from instruct_fakes import BENCHMARKS, ScriptedModel, benchmark, byte_tokenizer, write_hub, write_original
 
-from melora_bench.instructeval import scoring
 from melora_bench.instructeval.base import Question
-from melora_bench.instructeval.scoring import EvalProgress, evaluate
+from melora_bench.instructeval.scoring import evaluate
 
 SCRIPT = {
     # MMLU: colours 1 of 1; toy_zoology: right, wrong case, right letter after something else
@@ -260,20 +259,3 @@ def test_a_prompt_too_long_for_the_model_at_no_shots_is_refused_at_once(run, nam
         evaluate(made, made.read(hub), model, byte_tokenizer(), tmp_path / "x", identity={}, execute=execute)
     assert model.seen == []
     assert not (tmp_path / "x").exists()
-
-
-# ---- progress
-
-
-def test_lines_tell_the_questions_done_and_the_time_left(monkeypatch, caplog):
-    caplog.set_level("INFO")
-    clock = iter([0.0, 30.0, 70.0, 80.0, 90.0])
-    monkeypatch.setattr(scoring.time, "perf_counter", lambda: next(clock))
-    with EvalProgress("MMLU", 100) as progress:
-        progress.subject = "anatomy"
-        for count in (10, 10, 10, 70):
-            progress.on_batch(count)
-    assert caplog.messages == [
-        "MMLU  20/100 questions, in anatomy, 4:40 left",  # none at 30 s; 70 s for 20 questions; none at 80 s
-        "MMLU  100/100 questions, in anatomy, 0:00 left",
-    ]
