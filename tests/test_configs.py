@@ -20,7 +20,7 @@ from melora_bench.files import ROOT
 from melora_bench.grids.grid import as_list, points
 from melora_bench.methods.base import Method
 from melora_bench.results.tables import load_grid
-from melora_bench.training.configs import compose_run
+from melora_bench.training.configs import GROUPS, RunConfig, compose_run
 from melora_bench.training.points import Point
 
 CONFIGS = ROOT / "configs"
@@ -230,3 +230,22 @@ def test_methods_import_torch_and_themselves_only():
         ours = ("torch", "melora_bench.methods", "melora_bench.seeding")
         others = [name for name in lines if not name.startswith(ours) and name not in sys.stdlib_module_names]
         assert [name for name in others if name.split(".")[0] not in sys.stdlib_module_names] == [], path
+
+
+def test_a_run_has_the_keys_of_train_yaml():
+    """And the config groups; `table` is there in a grid alone."""
+    keys = set(OmegaConf.load(CONFIGS / "train.yaml")) - {"defaults", "hydra"}
+    assert {item.name for item in dataclasses.fields(RunConfig)} == keys | set(GROUPS) - {"recipe"} | {"table"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "label"),
+    [
+        (["table=melora_table2", "task=mrpc", "method=melora", "method.n=4", "method.r=1"], "mrpc melora r=1 n=4"),
+        (["table=melora_table2", "task=mrpc", "method=dylora"], "mrpc dylora r=8"),
+        (["task=movie", "method=melora", "method.n=2"], "movie melora"),
+        (["task=movie", "method=melora", "method.n=4"], "movie melora n=4"),
+    ],
+)
+def test_a_point_is_called_by_what_sets_it_apart(overrides, label):
+    assert Point.of(*compose_run(overrides)).label == label
