@@ -150,6 +150,7 @@ def read(path: Path) -> list[dict]:
     Raises ValueError, naming file and row, for what cannot be read and for a row without instruction or output.
     """
     ending = Path(path.name.removesuffix(".gz")).suffix
+    rows: object
     if ending == ".parquet":
         with reading(path):
             frame = pd.read_parquet(io.BytesIO(unpacked(path))).astype(object)

@@ -136,8 +136,11 @@ def _problem(values: dict) -> str:
         return f"step {values['step']} is above total_steps {values['total_steps']}"
     if values["config_hash"] != config_hash(values["config"]):
         return "config_hash is not that of config"
-    hashes = {"model.sha256": values["model"]["sha256"], "model.commit": values["model"]["commit"] or "0" * 40,
-              "git.commit": values["git"]["commit"] or "0" * 40}  # fmt: skip
+    hashes = {
+        "model.sha256": values["model"]["sha256"],
+        "model.commit": values["model"]["commit"] or "0" * 40,
+        "git.commit": values["git"]["commit"] or "0" * 40,
+    }
     wrong = [key for key, value in hashes.items() if not re.fullmatch(r"[0-9a-f]{40}([0-9a-f]{24})?", value)]
     wrong += [f"metric {shown(key)}" for key in values["metrics"] if not shapes.name(key)]
     return f"{wrong[0]} cannot be" if wrong else ""

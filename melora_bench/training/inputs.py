@@ -63,8 +63,10 @@ def refusals(point: Point, seeds: list[int]) -> dict[int, str]:
             reasons[seed] = str(error)
             continue
         if differing := difference(there, shared | at_hand("start", _start, point, seed)):
-            reasons[seed] = (f"{path} is the record of other inputs ({differing}): give experiment=NAME to keep both, or "
-                             "delete that record to run the point again")  # fmt: skip
+            reasons[seed] = (
+                f"{path} is the record of other inputs ({differing}): give experiment=NAME to keep both, or "
+                "delete that record to run the point again"
+            )
     return reasons
 
 

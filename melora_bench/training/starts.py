@@ -30,8 +30,10 @@ def start_file(point: Point, seed: int) -> Path | None:
         return path
     if path.name == PEFT_WEIGHTS:
         raise ValueError(f"init_from: {folder} holds no {PEFT_WEIGHTS}: save it with peft's save_pretrained")
-    raise ValueError(f"init_from: {path} does not exist; name a finished run as <experiment>/<task>/<method>-<hash> "
-                     "with an adapter of each seed, its folder, or a PEFT LoRA adapter's")  # fmt: skip
+    raise ValueError(
+        f"init_from: {path} does not exist; name a finished run as <experiment>/<task>/<method>-<hash> "
+        "with an adapter of each seed, its folder, or a PEFT LoRA adapter's"
+    )
 
 
 def fingerprint(path: Path) -> dict:
@@ -90,12 +92,14 @@ def _earlier_run(point: Point, source: str, seed: int) -> Path:
     runs = Path(point.config.output_dir, "runs")
     if "/" in source:
         return runs / f"{source}-s{seed}"
-    places = [f"{experiment}/{source}/{point.choices['method']}-*-s{seed}"
-              for experiment in dict.fromkeys((point.config.experiment, point.table)) if experiment]  # fmt: skip
+    experiments = [name for name in dict.fromkeys((point.config.experiment, point.table)) if name]
+    places = [f"{experiment}/{source}/{point.choices['method']}-*-s{seed}" for experiment in experiments]
     alike = next(filter(None, (_alike(point, runs, place) for place in places)), [])
     if len(alike) != 1:
-        raise ValueError(f"init_from={source}: {len(alike)} runs {' or '.join(places)} of this method, backbone and precision "
-                         f"are in {runs}, not one: train task={source} first, or name a run or a folder")  # fmt: skip
+        raise ValueError(
+            f"init_from={source}: {len(alike)} runs {' or '.join(places)} of this method, backbone and precision "
+            f"are in {runs}, not one: train task={source} first, or name a run or a folder"
+        )
     return alike[0]
 
 

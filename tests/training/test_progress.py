@@ -2,8 +2,10 @@
 
 import io
 import logging
+import re
 
 import pytest
+from conftest import run_point
 from rich.console import Console
 
 from melora_bench.training import progress
@@ -81,3 +83,12 @@ def test_a_log_line_on_a_terminal_is_one_line_with_its_time(terminal, monkeypatc
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (280, "4:40"), (3880, "1:04:40")])
 def test_a_time_as_a_clock_has_it(seconds, text):
     assert clock(seconds) == text
+
+
+def test_a_run_on_a_terminal_shows_its_label_step_and_score(tiny_overrides, terminal):
+    run_point([*tiny_overrides, "method=melora", "method.n=4", "seeds=[0,1]"])
+    shown = terminal.file.getvalue()
+    assert "sst2 melora n=4  data and weights are read" in shown
+    assert re.search(r"epoch 1/2  step 5/10  \d+ rows/s  accuracy 0\.\d{4} ± 0\.\d{4}  \d:\d\d left", shown), shown[
+        -900:
+    ]
