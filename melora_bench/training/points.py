@@ -58,7 +58,7 @@ class Point:
         those of its YAML."""
         method = self.choices["method"]
         if self.config.table:
-            rows = [row.get("points", {}) for row in self.config.table.get("rows", [])]
+            rows = [row.get("settings") or row.get("points", {}) for row in self.config.table.get("rows", [])]
             keys = [key for row in rows if row.get("method") in (method, [method]) for key in row]
             return [key for key in dict.fromkeys(keys) if key not in GROUPS]
         usual = OmegaConf.to_container(OmegaConf.load(CONFIGS / "method" / f"{method}.yaml"))
