@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from melora_bench.external.fields import build
 from melora_bench.files import ROOT, write_text
 from melora_bench.records.provenance import device_name, git_state
-from melora_bench.training.configs import build, compose_run
+from melora_bench.training.configs import compose_run
 
 VARIANTS = {
     "LoRA": ["method=lora"],

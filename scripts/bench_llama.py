@@ -20,7 +20,8 @@ import transformers
 from bench_adapters import BENCH, write
 from torch import nn
 
-from melora_bench.training.configs import build, compose_run
+from melora_bench.external.fields import build
+from melora_bench.training.configs import compose_run
 
 MELORA = ["method=melora", "method.r=1", "method.n=8"]
 OURS = {  # the method, and how many seeds of it

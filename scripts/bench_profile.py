@@ -6,7 +6,6 @@ results/bench/profile_<shape>_<rows>_<cpu or gpu>.json and .md; on a CPU, of ope
 """
 
 import argparse
-import contextlib
 import tempfile
 import time
 
@@ -16,15 +15,11 @@ from bench_training import METHODS, Bench, N, shape_options
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from melora_bench.training.build import build
 from melora_bench.training.configs import compose_run
 from melora_bench.training.points import Point
-from melora_bench.training.run import PackedRun
 
 WARM_UP, STEPS, SHOWN = 5, 5, 20
-
-
-class _Enough(Exception):
-    pass
 
 
 def measure(bench: Bench, options: argparse.Namespace) -> tuple[float, list]:
@@ -33,23 +28,15 @@ def measure(bench: Bench, options: argparse.Namespace) -> tuple[float, list]:
     rows = (WARM_UP + 2 * STEPS) * options.batch
     overrides = [*bench.overrides, *METHODS[f"MELoRA n={N}"], "bucket=1", f"max_train_rows={rows}", "epochs=1",
                  f"results_dir={bench.folder}/results", f"output_dir={bench.folder}/outputs"]  # fmt: skip
-    run = PackedRun(Point.of(*compose_run(overrides)), [0])
+    trainer = build(Point.of(*compose_run(overrides)), [0]).trainer
     profiler = profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * cuda])
-    clock = []
-
-    def watch(step: int, losses: torch.Tensor) -> None:
-        if step in (WARM_UP, WARM_UP + STEPS, WARM_UP + 2 * STEPS):
-            losses.tolist()  # waits for the device
-            clock.append(time.perf_counter())
-        if step == WARM_UP + STEPS:
-            profiler.start()
-        if step == WARM_UP + 2 * STEPS:
-            profiler.stop()
-            raise _Enough
-
-    with contextlib.suppress(_Enough):
-        run.trainer.train_round(watch)
-    return clock[1] - clock[0], profiler.key_averages()
+    trainer.train_steps(WARM_UP).tolist()  # waits for the device
+    started = time.perf_counter()
+    trainer.train_steps(WARM_UP + STEPS).tolist()
+    seconds = time.perf_counter() - started
+    with profiler:
+        trainer.train_steps(WARM_UP + 2 * STEPS).tolist()
+    return seconds, profiler.key_averages()
 
 
 def main() -> None:

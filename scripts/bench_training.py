@@ -29,13 +29,15 @@ from torch import nn
 from transformers.utils import is_flash_attn_2_available
 
 from melora_bench.external.embedded import vader_folder
+from melora_bench.external.fields import build
 from melora_bench.methods.attach import target_linears
 from melora_bench.methods.dropout import replace_dropouts
 from melora_bench.records import records
 from melora_bench.tasks.batches import epoch_order
-from melora_bench.training.configs import build, compose_run
+from melora_bench.training.build import load_task
+from melora_bench.training.configs import compose_run
+from melora_bench.training.packed import train
 from melora_bench.training.points import Point
-from melora_bench.training.run import PackedRun, load_task
 
 RATE, N = 4e-4, 8
 DROPOUT, ALPHA, RANK = 0.05, 16, 8  # as configs/method has them
@@ -161,7 +163,7 @@ class Bench:
             places = [f"results_dir={place}/results", f"output_dir={place}/outputs"]
             seed_list = f"seeds={list(seeds)}".replace(" ", "")
             overrides = [*self.overrides, *method, f"max_train_rows={rows}", seed_list, *places]
-            found = [records.load(path) for path in PackedRun(Point.of(*compose_run(overrides)), list(seeds)).execute()]
+            found = [records.load(path) for path in train(Point.of(*compose_run(overrides)), list(seeds))]
         if found[0].env["compile"] != ("compile=true" in map(str.lower, self.overrides)):
             raise SystemExit("torch.compile does not work here: measure without --compile")
         last = [record.epochs[-1] for record in found]

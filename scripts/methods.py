@@ -9,10 +9,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from melora_bench.adapters.files import adapter_tensors, trainable
+from melora_bench.external.fields import build
 from melora_bench.files import ROOT, write_text
 from melora_bench.methods.base import Method
 from melora_bench.methods.mplora import path_overlap
-from melora_bench.training.configs import build, compose_run
+from melora_bench.training.configs import compose_run
 
 KEYS = ("Parameters", "Rank", "Cost", "Departures", "Tested against")
 COLUMNS = "method", "layer", "trained", "parameters", "rank", "cost", "scale", "departures", "tested against"

@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
               f"(from {PROBE_STEPS} steps per method; an evaluated token counts {FORWARD_SHARE:.2f})")  # fmt: skip
     table = load_grid(tables[0])["table"]
     if "trained_on" in table:
-        count = sum(len(cost.point.config["seeds"]) for cost in costs)
+        count = sum(len(cost.point.config.seeds) for cost in costs)
         print(f"the plan is of training: {count} models are then scored on "
               f"{', '.join(table['tasks'])}; scripts/instructeval.py with a limit shows the time it takes")  # fmt: skip
     if unknown:

@@ -50,7 +50,7 @@ def show(table: str, overrides: list[str], alone: bool = True) -> bool:
     name, trial = experiment(grid, overrides)
     for job in jobs:
         point = Point.of(*compose_run([f"table={table}", *job, f"experiment={name}"]))
-        states = {seed: point.state(seed) for seed in point.config["seeds"]}
+        states = {seed: point.state(seed) for seed in point.config.seeds}
         refused = _refusals(point, [seed for seed in states if states[seed] == "done"])
         states |= dict.fromkeys(refused, "refused")
         totals.update(states.values())

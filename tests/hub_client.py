@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from melora_bench.external.hub import hub_snapshot
 from melora_bench.files import ROOT, sha256_file
 from melora_bench.tasks.instruct import read
-from melora_bench.tasks.sources import load_rows
+from melora_bench.tasks.rows import load_rows
 from melora_bench.training.configs import compose_run
 
 
@@ -58,7 +58,7 @@ def questions(cache: Path, name: str, *overrides: str, offline: bool = False):
 def instructions(cache: Path, *, offline: bool = False) -> tuple[list[dict], dict]:
     task = made("task", "alpaca")
     with at(cache, offline):
-        path, origin = made("data", "hub").whole(task.name, task.repo, task.revision)
+        path, origin = made("data", "hub").single_file(task.name, task.repo, task.revision)
         return read(path), origin
 
 

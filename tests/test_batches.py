@@ -12,8 +12,9 @@ from tokenizers import processors
 from transformers import AutoTokenizer, DataCollatorWithPadding
 
 from melora_bench.files import cache_dir
-from melora_bench.tasks import batches
-from melora_bench.tasks.batches import Split, TrainBatches, epoch_order, evaluation_batches, tokenise
+from melora_bench.tasks import splits
+from melora_bench.tasks.batches import TrainBatches, epoch_order, evaluation_batches
+from melora_bench.tasks.splits import Split, tokenise
 
 check = settings(deadline=None, derandomize=True)
 SEED = st.integers(0, 2**31)
@@ -347,7 +348,7 @@ def test_a_failed_write_leaves_no_entry(tokenizer, monkeypatch):
         file.write(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(batches.np, "savez", broken)
+    monkeypatch.setattr(splits.np, "savez", broken)
     split = tokenise(tokenizer, [[*WORDS, "no space"]], np.arange(len(WORDS) + 1), max_length=16)
     assert len(split.lengths) == len(WORDS) + 1  # the tokens are used all the same
     assert set((cache_dir() / "tokens").glob("*")) == before

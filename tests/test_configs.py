@@ -20,7 +20,7 @@ from melora_bench.files import ROOT
 from melora_bench.grids.grid import as_list, points
 from melora_bench.methods.base import Method
 from melora_bench.results.tables import load_grid
-from melora_bench.training.configs import compose_run
+from melora_bench.training.configs import GROUPS, RunConfig, compose_run
 from melora_bench.training.points import Point
 
 CONFIGS = ROOT / "configs"
@@ -65,12 +65,13 @@ def test_every_point_of_a_table_composes_to_a_run_of_its_own(table, whole):
     tasks = as_list(content["table"].get("trained_on", content["table"]["tasks"]))
     assert {job[0] for job, _ in found} == {f"task={task}" for task in tasks}
     for job, point in found:
-        assert point.config["seeds"] == content["seeds"]
-        assert point.config["experiment"] == table
+        assert point.config.seeds == content["seeds"]
+        assert point.config.experiment == table
         for key, _, value in (override.partition("=") for override in job):
             group, _, name = key.partition(".")
-            top = point.choices[group] if group in point.choices else point.config[group]
-            assert str(point.config[group][name] if name else top) == value
+            value_of_group = getattr(point.config, group, None)
+            top = point.choices.get(group, value_of_group)
+            assert str(value_of_group[name] if name else top) == value
     assert len({(point.choices["task"], point.name) for _, point in found}) == len(found)
 
 
@@ -84,15 +85,15 @@ def test_every_point_of_a_table_composes_to_a_run_of_its_own(table, whole):
 )
 def test_a_papers_table_runs_its_own_recipe_on_its_own_backbone(table, paper):
     for _, point in grid(table):
-        task, method = point.choices["task"], point.config["method"]
+        task, method = point.choices["task"], point.config.method
         assert point.choices["recipe"] == f"{paper}/{task}"
         assert (point.choices["backbone"], point.choices["data"]) == ("roberta_base", "hub")
-        assert (point.config["lr"], point.config["epochs"]) == GLUE[task][:2]
-        assert point.config["max_train_rows"] is point.config["max_eval_rows"] is point.config["init_from"] is None
+        assert (point.config.lr, point.config.epochs) == GLUE[task][:2]
+        assert point.config.max_train_rows is point.config.max_eval_rows is point.config.init_from is None
         dropout = 0 if point.choices["method"] == "delta_lora" else 0.05
         assert (method["alpha"], method["lora_dropout"], method["target_modules"]) == (16, dropout, ["query", "value"])
-        assert point.config["task"]["metric"] == METRICS.get(task, "accuracy")
-    assert grid(table)[0][1].config["seeds"] == {"melora": [0, 1, 2, 3, 4], "mplora": [0, 1, 2]}[paper]
+        assert point.config.task["metric"] == METRICS.get(task, "accuracy")
+    assert grid(table)[0][1].config.seeds == {"melora": [0, 1, 2, 3, 4], "mplora": [0, 1, 2]}[paper]
 
 
 @pytest.mark.parametrize("table", ["melora_table3", "melora_table5"])
@@ -102,19 +103,19 @@ def test_instruction_tuning_runs_the_papers_recipe(table):
     for _, point in grid(table):
         config = point.config
         assert point.choices["recipe"] == "melora/alpaca" and point.choices["task"] == "alpaca"
-        assert [config[key] for key in keys] == [100, 128, 3, 200, 256, 0.0, None]
-        assert config["task"]["loss_on_prompt"] is True and config["task"]["split_seed"] == 42
+        assert [getattr(config, key) for key in keys] == [100, 128, 3, 200, 256, 0.0, None]
+        assert config.task["loss_on_prompt"] is True and config.task["split_seed"] == 42
         if point.choices["method"] != "full":
-            assert config["lr"] == 3e-4
-            assert (config["method"]["alpha"], config["method"]["lora_dropout"]) == (16, 0.05)
-            assert config["method"]["target_modules"] == ["q_proj", "v_proj"]
+            assert config.lr == 3e-4
+            assert (config.method["alpha"], config.method["lora_dropout"]) == (16, 0.05)
+            assert config.method["target_modules"] == ["q_proj", "v_proj"]
     backbones = {point.choices["backbone"] for _, point in grid(table)}
     assert backbones == {"llama2_7b", *({"llama2_7b_nf4"} if table == "melora_table3" else set())}
 
 
 def test_the_mnli_start_is_a_grid():
     """MNLI itself starts afresh; the others start from its adapters, each under its own recipe."""
-    starts = {point.choices["task"]: point.config["init_from"] for _, point in grid("init_from_mnli")}
+    starts = {point.choices["task"]: point.config.init_from for _, point in grid("init_from_mnli")}
     assert starts == {"mnli": None, "mrpc": "mnli", "rte": "mnli", "stsb": "mnli"}
     assert {point.choices["recipe"] for _, point in grid("init_from_mnli")} == {f"melora/{task}" for task in starts}
 
@@ -229,3 +230,22 @@ def test_methods_import_torch_and_themselves_only():
         ours = ("torch", "melora_bench.methods", "melora_bench.seeding")
         others = [name for name in lines if not name.startswith(ours) and name not in sys.stdlib_module_names]
         assert [name for name in others if name.split(".")[0] not in sys.stdlib_module_names] == [], path
+
+
+def test_a_run_has_the_keys_of_train_yaml():
+    """And the config groups; `table` is there in a grid alone."""
+    keys = set(OmegaConf.load(CONFIGS / "train.yaml")) - {"defaults", "hydra"}
+    assert {item.name for item in dataclasses.fields(RunConfig)} == keys | set(GROUPS) - {"recipe"} | {"table"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "label"),
+    [
+        (["table=melora_table2", "task=mrpc", "method=melora", "method.n=4", "method.r=1"], "mrpc melora r=1 n=4"),
+        (["table=melora_table2", "task=mrpc", "method=dylora"], "mrpc dylora r=8"),
+        (["task=movie", "method=melora", "method.n=2"], "movie melora"),
+        (["task=movie", "method=melora", "method.n=4"], "movie melora n=4"),
+    ],
+)
+def test_a_point_is_called_by_what_sets_it_apart(overrides, label):
+    assert Point.of(*compose_run(overrides)).label == label

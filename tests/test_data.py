@@ -21,7 +21,8 @@ from hydra.utils import instantiate
 from melora_bench.external import embedded
 from melora_bench.files import cache_dir, sha256_file
 from melora_bench.records import records
-from melora_bench.tasks.sources import EmbeddedData, HubData, LocalData, load_rows
+from melora_bench.tasks.rows import load_rows
+from melora_bench.tasks.sources import EmbeddedData, HubData, LocalData
 from melora_bench.training.run import RunError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -23,11 +23,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 from melora_bench.adapters.card import base_name
 from melora_bench.adapters.peft_format import NOTHING_ADAPTED, PREFIX, to_peft
 from melora_bench.adapters.trained import load
+from melora_bench.external.fields import build
 from melora_bench.files import ROOT
 from melora_bench.methods.attach import merge
 from melora_bench.records import records
 from melora_bench.records.records import best_epoch
-from melora_bench.training.configs import build
 
 HEAD = "classifier."
 MERGED = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}

@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from melora_bench.adapters.files import ACCOUNT
 from melora_bench.external.embedded import OPTION, PUBLIC
 from melora_bench.files import ROOT, options, sha256_file
-from melora_bench.models.backbones import Encoder, weight_files
+from melora_bench.models.backbones import Encoder
+from melora_bench.models.weights import weight_files
 from melora_bench.records.identity import config_hash
 from melora_bench.training import checkpoints
 from melora_bench.training.checkpoints import load_checkpoint, save_checkpoint

@@ -37,7 +37,8 @@ from melora_bench.records import records
 from melora_bench.records.identity import config_hash
 from melora_bench.results import figures, report, tables
 from melora_bench.tasks import instruct
-from melora_bench.tasks.sources import LocalData, load_rows
+from melora_bench.tasks.rows import load_rows
+from melora_bench.tasks.sources import LocalData
 
 RECORD = next((ROOT / "results" / "runs" / "mplora_table2").glob("mrpc/lora-*.json"))
 TEXT = "a|b`c`<script>alert(1)</script><!--[x](http://e)*\\d~^$_&%#{}\"'"

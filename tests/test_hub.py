@@ -24,7 +24,7 @@ import transformers
 from hub_server import Hub
 
 from melora_bench.files import ROOT
-from melora_bench.models.backbones import FILES
+from melora_bench.models.base import FILES
 from melora_bench.records import records
 
 GLUE, ROBERTA = "nyu-mll/glue", "FacebookAI/roberta-base"

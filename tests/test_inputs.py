@@ -19,11 +19,12 @@ from test_training import curves
 from melora_bench import files
 from melora_bench.external.embedded import vader_folder
 from melora_bench.external.fetching import nothing_fetched
+from melora_bench.external.fields import build
 from melora_bench.external.notices import warn_once
 from melora_bench.records import provenance, records
 from melora_bench.records.records import parts
 from melora_bench.training import inputs
-from melora_bench.training.configs import build, compose_run
+from melora_bench.training.configs import compose_run
 from melora_bench.training.points import Point
 from melora_bench.training.run import RunError
 

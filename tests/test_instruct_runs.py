@@ -15,13 +15,14 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from melora_bench.adapters.files import about
+from melora_bench.external.fields import build
 from melora_bench.files import sha256_file
 from melora_bench.grids.plan import Size, plan
 from melora_bench.methods.lora import LoRALayer
 from melora_bench.records import records
 from melora_bench.tasks.instruct import InstructTask
-from melora_bench.training.configs import build
-from melora_bench.training.run import RunError, load_task
+from melora_bench.training.build import load_task
+from melora_bench.training.run import RunError
 from melora_bench.training.sharding import shard_backbone
 from melora_bench.training.trainer import Trainer
 
@@ -235,7 +236,7 @@ def test_the_plan_counts_what_a_run_by_steps_does(alpaca_overrides, monkeypatch)
     limits = ["max_train_rows=null", "max_eval_rows=null", "seeds=[0,1]", "max_steps=6", "eval_steps=4"]
     [cost] = plan("audit", [*kept, *limits])
     assert (cost.steps, cost.missing, cost.problem) == (6, [0, 1], "") and cost.hours > 0
-    place = f"experiment={cost.point.config['experiment']}"  # a trial's, as the steps are not the table's
+    place = f"experiment={cost.point.config.experiment}"  # a trial's, as the steps are not the table's
     found = [records.load(path) for path in run_point(["table=audit", *cost.job, place])]
     assert [[entry["step"] for entry in record.epochs] for record in found] == [[4, 6]] * 2
     seconds = [sum(entry["train_seconds"] for entry in record.epochs) for record in found]
@@ -243,7 +244,7 @@ def test_the_plan_counts_what_a_run_by_steps_does(alpaca_overrides, monkeypatch)
     assert cost.tokens == pytest.approx(sum(trained), rel=1e-3)
     [epochs, steps] = [plan("audit", [*kept, *limits[:2], "seeds=[2]", *more])[0] for more in ([], limits[3:])]
     assert (epochs.steps, steps.steps) == (8, 6) and epochs.tokens == pytest.approx(2 / 1.5 * steps.tokens, abs=1)
-    size = Size.of(load_task(cost.point.config, build(cost.point.config["backbone"], "backbone"))[0])
+    size = Size.of(load_task(cost.point.config, build(cost.point.config.backbone, "backbone"))[0])
     assert size.rows == 54 and epochs.evaluated == steps.evaluated == 2 * size.evaluated  # after 4 and 8, 4 and 6 steps
 
 

@@ -32,7 +32,7 @@ from melora_bench.external import embedded
 from melora_bench.external.notices import warn_once
 from melora_bench.files import ROOT, cache_dir, home, write_atomic, write_folder
 from melora_bench.records import provenance, records
-from melora_bench.tasks import batches, metrics
+from melora_bench.tasks import metrics, splits
 from melora_bench.training import processes
 from melora_bench.training.claims import claimed, held
 from melora_bench.training.run import RunError
@@ -221,7 +221,7 @@ def tokens(tiny_roberta):
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_roberta)
 
     def make():
-        split = batches.tokenise(tokenizer, [["good film", "bad", "the plot was"]], np.zeros(3), 16)
+        split = splits.tokenise(tokenizer, [["good film", "bad", "the plot was"]], np.zeros(3), 16)
         return [split.ids.tolist(), split.offsets.tolist(), split.types]
 
     return make

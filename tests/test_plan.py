@@ -26,8 +26,8 @@ def test_steps_and_tokens_are_those_of_the_runs(narrowed, tmp_path):
 
 def test_what_is_recorded_costs_nothing(narrowed):
     first = plan("mplora_table1", narrowed)[0]  # of a trial, as its epochs are not the table's
-    assert first.point.config["experiment"].startswith("mplora_table1-")
-    run_point(["table=mplora_table1", *first.job, f"experiment={first.point.config['experiment']}"])
+    assert first.point.config.experiment.startswith("mplora_table1-")
+    run_point(["table=mplora_table1", *first.job, f"experiment={first.point.config.experiment}"])
     costs = plan("mplora_table1", narrowed)
     assert [len(cost.missing) for cost in costs] == [0, 2, 2, 2]
     assert (costs[0].steps, costs[0].tokens, costs[0].hours) == (0, 0, 0.0)

@@ -6,7 +6,7 @@ from conftest import composed
 from hydra.utils import instantiate
 from transformers import AutoTokenizer
 
-from melora_bench.tasks.sources import load_rows
+from melora_bench.tasks.rows import load_rows
 
 # task: (splits that have another file name, rows of train, rows of each evaluation split; None: not there)
 FILES = {

@@ -13,7 +13,8 @@ from test_training import curves
 
 from melora_bench.models.backbones import Encoder
 from melora_bench.models.streams import KINDS, check_layout, pool_rows, takes_streams
-from melora_bench.tasks.batches import Split, count_tokens
+from melora_bench.tasks.batches import count_tokens
+from melora_bench.tasks.splits import Split
 
 SIZES = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
          "max_position_embeddings": 70, "num_labels": 3}  # fmt: skip

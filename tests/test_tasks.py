@@ -15,8 +15,8 @@ from sklearn import metrics as sk
 from transformers import AutoTokenizer
 
 from melora_bench.tasks import metrics
-from melora_bench.tasks.batches import Split
 from melora_bench.tasks.sources import LocalData
+from melora_bench.tasks.splits import Split
 from melora_bench.tasks.text import TextTask, halves
 
 check = settings(deadline=None, derandomize=True)

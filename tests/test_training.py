@@ -396,3 +396,11 @@ def test_bf16_runs_and_is_recorded(tiny_overrides):
 def test_tensorboard_is_one_key(tiny_overrides, tmp_path):
     run_point([*tiny_overrides, "tracker=tensorboard"])
     assert list((tmp_path / "outputs").rglob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("dropout", [[], NO_DROPOUT], ids=["with dropout", "without"])
+def test_every_round_drops_otherwise(tiny_overrides, dropout):
+    """Nothing is learned from one row at this rate: its loss in two epochs differs by dropout alone."""
+    [path] = run_point([*tiny_overrides, *dropout, "lr=1e-12", "max_train_rows=1", "bucket=1"])
+    first, second = (entry["train_loss"] for entry in records.load(path).epochs)
+    assert (first == second) == bool(dropout)

@@ -13,7 +13,7 @@ from melora_bench.adapters.files import account, backbone_tensors
 from melora_bench.adapters.trained import Trained, find, load
 from melora_bench.files import write_folder, write_text
 from melora_bench.methods.attach import head_names, merge
-from melora_bench.models.backbones import AS_DATA
+from melora_bench.models.base import AS_DATA
 
 TOLERANCE = 1e-5  # of logits, in float32
 

@@ -1,18 +1,19 @@
 """What a grid will cost before it runs: points done and missing, steps, tokens, and hours on this device from a probe."""
 
-import contextlib
 import time
 from dataclasses import dataclass
 
 import torch
 
+from melora_bench.external.fields import build as build_group
 from melora_bench.files import sha256_json
 from melora_bench.grids.grid import experiment, points
 from melora_bench.results.tables import load_grid
+from melora_bench.tasks.base import Task
 from melora_bench.tasks.batches import count_tokens
-from melora_bench.training.configs import build, compose_run
+from melora_bench.training.build import LIMITS, Parts, build, load_task
+from melora_bench.training.configs import compose_run
 from melora_bench.training.points import Point
-from melora_bench.training.run import LIMITS, PackedRun, load_task
 from melora_bench.training.schedule import Schedule
 
 PROBE_STEPS, WARM_UP = 20, 3  # optimizer steps measured, after those that are not
@@ -42,13 +43,9 @@ class Size:
     evaluated: int  # tokens
 
     @classmethod
-    def of(cls, task) -> "Size":
+    def of(cls, task: Task) -> "Size":
         evaluated = sum(len(split.ids) for split in task.evaluation.values())
         return cls(len(task.train.labels), len(task.train.ids), evaluated)
-
-
-class _Enough(Exception):
-    pass
 
 
 def plan(table: str, overrides: list[str]) -> list[Cost]:
@@ -63,13 +60,13 @@ def plan(table: str, overrides: list[str]) -> list[Cost]:
     name, _ = experiment(grid, overrides)
     for job in points(grid["table"], overrides):
         point = Point.of(*compose_run([f"table={table}", *job, f"experiment={name}"]))
-        cost = Cost(job=job, point=point, missing=[s for s in point.config["seeds"] if not point.record(s)])
+        cost = Cost(job=job, point=point, missing=point.todo())
         costs.append(cost)
         try:
             _measure(cost, sizes, speed)
         except torch.OutOfMemoryError:
             cost.problem = (
-                f"batch_size={point.config['batch_size']} of {len(cost.missing)} seeds does not fit the device's memory: "
+                f"batch_size={point.config.batch_size} of {len(cost.missing)} seeds does not fit the device's memory: "
                 "a run trains them in waves; or give fewer seeds, or raise accumulation"
             )
         except ValueError as error:
@@ -81,9 +78,9 @@ def _measure(cost: Cost, sizes: dict[str, Size], speed: dict[tuple, float]) -> N
     config, packs = cost.point.config, cost.point.packs(cost.missing)
     if not packs:
         return
-    rows = sha256_json([config[key] for key in ("task", "data", "backbone", *LIMITS)])
+    rows = sha256_json([getattr(config, key) for key in ("task", "data", "backbone", *LIMITS)])
     if rows not in sizes:
-        sizes[rows] = Size.of(load_task(config, build(config["backbone"], "backbone"))[0])
+        sizes[rows] = Size.of(load_task(config, build_group(config.backbone, "backbone"))[0])
     size = sizes[rows]
     schedule = Schedule.of(config, size.rows)
     cost.steps = len(packs) * schedule.total
@@ -91,25 +88,17 @@ def _measure(cost: Cost, sizes: dict[str, Size], speed: dict[tuple, float]) -> N
     cost.evaluated = len(cost.missing) * schedule.rounds * size.evaluated
     key = (*(cost.point.choices[group] for group in ("method", "backbone")), len(packs[0]))
     if key not in speed:
-        speed[key] = probe(PackedRun(cost.point, packs[0]))
+        speed[key] = probe(build(cost.point, packs[0]))
     cost.hours = (cost.tokens + FORWARD_SHARE * cost.evaluated) / speed[key] / 3600
 
 
-def probe(run: PackedRun) -> float:
+def probe(parts: Parts) -> float:
     """Training tokens per second of all its seeds together, from its first steps; nothing is written."""
-    steps = min(WARM_UP + PROBE_STEPS, run.trainer.schedule.round, run.trainer.schedule.total)
-    first = min(WARM_UP, steps - 1)
-    tokens = [sum(map(count_tokens, parts)) for parts in run.batches.steps(0, steps)]
-    clock = []
-
-    def watch(step: int, losses: torch.Tensor) -> None:
-        if step in (first, steps):
-            losses.tolist()  # waits for the device
-            clock.append(time.perf_counter())
-        if step == steps:
-            raise _Enough
-
-    clock += [time.perf_counter()] * (first == 0)
-    with contextlib.suppress(_Enough):
-        run.trainer.train_round(watch)
-    return sum(tokens[first:]) * run.accelerator.num_processes / (clock[1] - clock[0])
+    trainer = parts.trainer
+    steps = min(WARM_UP + PROBE_STEPS, trainer.schedule.round, trainer.schedule.total)
+    warm_up = min(WARM_UP, steps - 1)
+    tokens = [sum(map(count_tokens, micro_batches)) for micro_batches in trainer.batches.steps(warm_up, steps)]
+    trainer.train_steps(warm_up).tolist()  # waits for the device
+    started = time.perf_counter()
+    trainer.train_steps(steps).tolist()
+    return sum(tokens) * parts.accelerator.num_processes / (time.perf_counter() - started)

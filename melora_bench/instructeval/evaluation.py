@@ -13,9 +13,9 @@ from melora_bench.instructeval.answers import SubjectFile
 from melora_bench.instructeval.base import Benchmark, Questions
 from melora_bench.instructeval.generate import check_room, generate
 from melora_bench.instructeval.language_model import language_model
-from melora_bench.instructeval.progress import EvalProgress
 from melora_bench.instructeval.prompts import SubjectPrompts, examples_hash, prompts_of
 from melora_bench.instructeval.summary import Summary, summarise
+from melora_bench.training.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,10 @@ def evaluate(
     rows = {name: each for name, each in stored.items() if each is not None}
     missing = [each for each in subjects if each.subject not in rows]
     asked, started = sum(len(each.questions) for each in missing), time.perf_counter()
-    with EvalProgress(benchmark.label, asked) as progress:
+    progress = Progress(
+        benchmark.label, asked, lambda left: f"{progress.done}/{asked} questions, in {progress.note}, {left}"
+    )
+    with progress:
 
         def write(prompts: list[str]) -> list[str]:
             return generate(
@@ -72,11 +75,11 @@ def evaluate(
                 batch_size=asking.batch_size,
                 temperature=benchmark.temperature,
                 seed=asking.seed,
-                on_batch=progress.on_batch,
+                on_batch=progress.advance,
             )
 
         for each in missing:
-            progress.subject = each.subject
+            progress.note = each.subject
             file = files[each.subject]
             outputs = _kept(file.unscored, progress) or _written(each, file.unscored, write, keep=benchmark.executes)
             rows[each.subject] = _scored(benchmark, each, outputs, asking.execute)
@@ -105,11 +108,11 @@ def _file(benchmark: Benchmark, each: SubjectPrompts, asking: Asking) -> Subject
     return SubjectFile.of(path, header | {"sha256": sha256_json(each.rows())})
 
 
-def _kept(unscored: SubjectFile, progress: EvalProgress) -> list[str]:
+def _kept(unscored: SubjectFile, progress: Progress) -> list[str]:
     """The outputs of a start that ended before their programs had run; empty without one."""
     outputs = [row["output"] for row in unscored.read() or []]
     if outputs:
-        progress.on_batch(len(outputs))
+        progress.advance(len(outputs))
     return outputs
 
 

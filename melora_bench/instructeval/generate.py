@@ -11,7 +11,7 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedTokenizerB
 
 from melora_bench.instructeval.language_model import LanguageModel, language_model
 from melora_bench.instructeval.shared_prefix import encode_shared, pad_left, repeated
-from melora_bench.tasks.batches import pad_id
+from melora_bench.tasks.splits import pad_id
 
 
 class SeededSampling(LogitsProcessor):

@@ -13,11 +13,11 @@ from accelerate import Accelerator
 
 from melora_bench.adapters.files import account
 from melora_bench.adapters.trained import find
+from melora_bench.external.fields import build
 from melora_bench.files import sha256_file
 from melora_bench.instructeval.config import ScoreConfig
-from melora_bench.models.backbones import check_device, check_dtype
+from melora_bench.models.checks import check_device, check_dtype
 from melora_bench.records.identity import identity
-from melora_bench.training.configs import build
 
 log = logging.getLogger(__name__)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

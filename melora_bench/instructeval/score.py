@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from melora_bench.adapters.files import counts
+from melora_bench.external.fields import build
 from melora_bench.instructeval.base import Benchmark, Questions
 from melora_bench.instructeval.config import ScoreConfig
 from melora_bench.instructeval.evaluation import Asking, evaluate
@@ -20,12 +21,12 @@ from melora_bench.instructeval.point import ScorePoint
 from melora_bench.instructeval.prompts import write_prompts
 from melora_bench.instructeval.record import Circumstances, isolation, record_of
 from melora_bench.instructeval.sandbox import runner as sandbox
-from melora_bench.models.backbones import check_device
+from melora_bench.models.checks import check_device
 from melora_bench.records import provenance, records
+from melora_bench.records.inputs import difference, inputs_of_record, of_data, of_model, of_start
 from melora_bench.records.records import RunRecord
 from melora_bench.training.claims import claimed
-from melora_bench.training.configs import build
-from melora_bench.training.inputs import at_hand, difference, inputs_of_record, of_data, of_model, of_start
+from melora_bench.training.inputs import at_hand
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def score(cfg: DictConfig, choices: dict) -> list[Path]:
     benchmark, source = build(config.benchmark, "benchmark"), build(config.data, "data")
     benchmark.check_numbers()
     # Not read where all is recorded.
-    read = functools.cache(lambda: benchmark.read(source.benchmark_root()))
+    read = functools.cache(lambda: benchmark.read(source.benchmark_folder()))
     try:
         if config.prompts:
             _write_prompts(config, Path(config.prompts), benchmark, read())

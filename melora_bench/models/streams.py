@@ -6,74 +6,20 @@ any length, elsewhere in a few groups of rows of like length. The model's head g
 """
 
 import functools
-from dataclasses import dataclass, replace
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-GROUPS = 8  # of rows of like length, where attention is computed in groups
+from melora_bench.models.rows import Rows
+
 # The kinds of model that are known to give the same outputs as with padding: by transformers' model_type.
 KINDS = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "electra"})
 ATTENTION = "melora_bench_rows"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """Where the rows of R streams lie. Token t of stream k has the number k * T + t; each stream's last token is filler."""
-
-    first: Tensor  # (rows,) the number of each row's first token; rows of replica 0, then of replica 1, ..
-    lengths: Tensor  # (rows + R,) of all rows, and after each replica's of its filler
-    ends: Tensor  # (rows + R + 1,) int32: 0, then the number after each of these
-    longest: int  # of `lengths`
-    is_row: Tensor  # (rows + R,) False: filler
-    shapes: list[tuple[int, int]]  # rows and slots per row of each group
-    slots: Tensor  # (slots + 1,) the number of the token in each slot of the groups, laid out one after another
-    places: Tensor  # (R * T,) the slot of each token; the last one for filler
-    masks: list[Tensor | None]  # of each group, (rows, 1, 1, slots per row): False where a slot holds filler
-
-    @classmethod
-    def of(cls, lengths: np.ndarray) -> "Rows":
-        """The rows of lengths (R, rows per replica)."""
-        replicas, count = lengths.shape
-        size = int(lengths.sum(1).max()) + 1
-        filler = size - lengths.sum(1)
-        everything = np.concatenate([lengths, filler[:, None]], axis=1).reshape(-1)
-        ends = np.concatenate([[0], np.cumsum(everything)])
-        is_row = np.tile(np.arange(count + 1) < count, replicas)
-        first, of_rows = ends[:-1][is_row], lengths.reshape(-1)
-        spare = np.repeat(np.arange(1, replicas + 1) * size - 1, count)  # the last token of each row's own stream
-        shapes, slots, masks = [], [], []
-        for rows in np.array_split(np.argsort(-of_rows, kind="stable"), min(GROUPS, of_rows.size)):
-            longest = int(of_rows[rows[0]])
-            inside = np.arange(longest) < of_rows[rows, None]
-            slots.append(np.where(inside, first[rows, None] + np.arange(longest), spare[rows, None]).reshape(-1))
-            shapes.append((len(rows), longest))
-            masks.append(None if inside.all() else torch.from_numpy(inside[:, None, None]))
-        flat = np.concatenate([*slots, [replicas * size - 1]])
-        places = np.full(replicas * size, len(flat) - 1)
-        inside = ~np.isin(flat, np.arange(1, replicas + 1) * size - 1)
-        places[flat[inside]] = np.flatnonzero(inside)
-        return cls(
-            first=torch.from_numpy(first),
-            lengths=torch.from_numpy(everything),
-            ends=torch.from_numpy(ends.astype(np.int32)),
-            longest=int(everything.max()),
-            is_row=torch.from_numpy(is_row),
-            shapes=shapes,
-            slots=torch.from_numpy(flat),
-            places=torch.from_numpy(places),
-            masks=masks,
-        )
-
-    def to(self, device: torch.device, **options) -> "Rows":
-        tensors = {name: value.to(device, **options) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        masks = [mask if mask is None else mask.to(device, **options) for mask in self.masks]
-        return replace(self, **tensors, masks=masks)
 
 
 class _Move(torch.autograd.Function):
@@ -90,9 +36,16 @@ class _Move(torch.autograd.Function):
 
 
 def attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    rows: Rows | None = None, dropout: float = 0.0, scaling: float | None = None, **options,
-) -> tuple[Tensor, None]:  # fmt: skip
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    rows: Rows | None = None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
     """transformers' attention interface: (R, heads, T, width) each -> (R, T, heads, width). Without `rows` it is sdpa."""
     if rows is None:
         return sdpa_attention_forward(
@@ -101,7 +54,8 @@ def attention(
     replicas, heads, size, width = query.shape
     tokens = [x.transpose(1, 2).reshape(replicas * size, -1, width) for x in (query, key, value)]
     within = _on_gpu if query.is_cuda else _in_groups
-    return within(*tokens, rows, dropout, scaling).view(replicas, size, heads, width), None
+    out = within(tokens[0], tokens[1], tokens[2], rows, dropout, scaling)
+    return out.view(replicas, size, heads, width), None
 
 
 def _in_groups(query: Tensor, key: Tensor, value: Tensor, rows: Rows, dropout: float, scaling: float | None) -> Tensor:
@@ -110,8 +64,8 @@ def _in_groups(query: Tensor, key: Tensor, value: Tensor, rows: Rows, dropout: f
     moved = [_Move.apply(x, rows.slots, rows.places).split([*sizes, 1]) for x in (query, key, value)]
     outputs = []
     for (count, length), mask, *parts in zip(rows.shapes, rows.masks, *(parts[:-1] for parts in moved), strict=True):
-        parts = [x.view(count, length, *x.shape[1:]).transpose(1, 2) for x in parts]
-        out = nn.functional.scaled_dot_product_attention(*parts, attn_mask=mask, dropout_p=dropout, scale=scaling)
+        q, k, v = (x.view(count, length, *x.shape[1:]).transpose(1, 2) for x in parts)
+        out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling)
         outputs.append(out.transpose(1, 2).reshape(count * length, *query.shape[1:]))
     outputs.append(query.new_zeros(1, *query.shape[1:]))
     return _Move.apply(torch.cat(outputs), rows.places, rows.slots)
@@ -125,22 +79,22 @@ def _on_gpu(query: Tensor, key: Tensor, value: Tensor, rows: Rows, dropout: floa
         return torch.ops.aten._flash_attention_forward(
             query, key, value, rows.ends, rows.ends, rows.longest, rows.longest, dropout, False, False, scale=scaling
         )[0]
+    ends, longest = (rows.ends, rows.ends), (rows.longest, rows.longest)
     return torch.ops.aten._efficient_attention_forward(
-        query[None], key[None], value[None], None, rows.ends, rows.ends, rows.longest, rows.longest, dropout, 0, True,
-        scale=scaling,
-    )[0][0]  # fmt: skip
+        query[None], key[None], value[None], None, *ends, *longest, dropout, 0, True, scale=scaling
+    )[0][0]
 
 
 AttentionInterface.register(ATTENTION, attention)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
-def takes_streams(model: nn.Module) -> bool:
+def takes_streams(model: PreTrainedModel) -> bool:
     """Whether `pool_rows` prepared the model for streams: for `input_ids` (R, T) with `rows`."""
     return model.config._attn_implementation == ATTENTION
 
 
-def check_layout(layout: str, model: nn.Module, device: torch.device) -> bool:
+def check_layout(layout: str, model: PreTrainedModel, device: torch.device) -> bool:
     """Whether training batches are streams: by themselves on a CPU alone, as on a GPU nobody has measured them yet.
 
     Raises ValueError for an unknown layout, and for streams that the model cannot take.
@@ -148,12 +102,14 @@ def check_layout(layout: str, model: nn.Module, device: torch.device) -> bool:
     if layout not in ("auto", "streams", "padded"):
         raise ValueError(f"layout={layout!r} is unknown: use auto, streams or padded")
     if layout == "streams" and not takes_streams(model):
-        raise ValueError(f"layout=streams is known to be right for {', '.join(sorted(KINDS))}, not for "
-                         f"{model.config.model_type}: use layout=auto")  # fmt: skip
+        known = ", ".join(sorted(KINDS))
+        raise ValueError(
+            f"layout=streams is known to be right for {known}, not for {model.config.model_type}: use layout=auto"
+        )
     return layout == "streams" or (layout == "auto" and takes_streams(model) and device.type == "cpu")
 
 
-def pool_rows(model: nn.Module, pooling: str | None) -> None:
+def pool_rows(model: PreTrainedModel, pooling: str | None) -> None:
     """Let the model's head read one vector per row: of padded batches and, where this kind of model can, of streams.
 
     pooling None: as the model's own head does, from the first token. mean: the mean over the row's tokens, without the

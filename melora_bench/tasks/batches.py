@@ -1,126 +1,18 @@
-"""Token ids in flat arrays, and batches of them: padded to their own longest row, or streams without padding."""
+"""Which rows share a batch: the order of an epoch, the batches of a packed run, and those of an evaluation."""
 
-import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from melora_bench.external.notices import warn_once
-from melora_bench.files import cache_dir, sha256_json, write_atomic
-from melora_bench.models.streams import Rows
+from melora_bench.models.rows import Rows
 from melora_bench.seeding import generator
+from melora_bench.tasks.splits import Split
 
-
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """A tokenised split: row i is ids[offsets[i]:offsets[i + 1]]."""
-
-    ids: np.ndarray  # (tokens,) int32
-    types: np.ndarray | None  # (tokens,) uint8: token_type_ids, where the model has them
-    offsets: np.ndarray  # (rows + 1,) int64
-    labels: np.ndarray  # (rows,) int64 classes, float32 scores, or what else a task needs of a row
-    pad_id: int
-    weights: np.ndarray | None = None  # (rows,) float32: a row's share in the loss of its step; None: all alike
-    left: bool = False  # pad on the left
-
-    @functools.cached_property  # asked for with every batch, as long as the whole split
-    def lengths(self) -> np.ndarray:
-        return np.diff(self.offsets)
-
-    def collate(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """Row numbers (rows,) -> input_ids, attention_mask, labels and, where the model has them, token_type_ids."""
-        lengths = self.lengths[rows]
-        mask = np.arange(lengths.max()) < lengths[:, None]
-        mask = mask[:, ::-1] if self.left else mask
-        where = np.concatenate([np.arange(self.offsets[row], self.offsets[row + 1]) for row in rows])
-        ids = np.full(mask.shape, self.pad_id, dtype=np.int64)
-        ids[mask] = self.ids[where]
-        batch = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
-        if self.types is not None:
-            types = np.zeros(mask.shape, dtype=np.int64)
-            types[mask] = self.types[where]
-            batch["token_type_ids"] = torch.from_numpy(types)
-        return batch | {"labels": torch.from_numpy(self.labels[rows])}
-
-    def stream(self, rows: np.ndarray, first_position: int) -> dict[str, Tensor | Rows]:
-        """Row numbers (R, rows) -> input_ids, position_ids and, where the model has them, token_type_ids, each (R, T), with
-        `rows` (where each row lies) and labels (R * rows,). A row's positions count from `first_position`."""
-        where = Rows.of(self.lengths[rows])
-        tokens = np.concatenate([np.arange(self.offsets[row], self.offsets[row + 1]) for row in rows.reshape(-1)])
-        inside = where.is_row.repeat_interleave(where.lengths)
-        starts = where.ends[:-1].repeat_interleave(where.lengths)
-
-        def laid_out(values: np.ndarray, filler: int) -> Tensor:
-            out = torch.full(inside.shape, filler)
-            out[inside] = torch.from_numpy(values[tokens].astype(np.int64))
-            return out.view(len(rows), -1)
-
-        positions = torch.where(inside, torch.arange(len(inside)) - starts, 0) + first_position
-        batch = {"input_ids": laid_out(self.ids, self.pad_id), "position_ids": positions.view(len(rows), -1)}
-        if self.types is not None:
-            batch["token_type_ids"] = laid_out(self.types, 0)
-        return batch | {"rows": where, "labels": torch.from_numpy(self.labels[rows.reshape(-1)])}
-
-
-def tokenise(tokenizer, columns: list[list[str]], labels: np.ndarray, max_length: int) -> Split:
-    """Tokenise the text columns (one, or two for pairs), cut to `max_length` tokens; cached by content."""
-    tokenizer.backend_tokenizer.no_truncation()  # an earlier call leaves its own limit there, which would change the key
-    tokenizer.backend_tokenizer.no_padding()
-    settings = [max_length, tokenizer.model_input_names, tokenizer.backend_tokenizer.to_str()]
-    place = ("tokens", f"{sha256_json(['v2', *settings, columns])}.npz")
-    arrays = _stored(place, len(columns[0]))
-    if arrays is None:
-        encoded = tokenizer(*columns, truncation=True, max_length=max_length, return_attention_mask=False)
-        offsets = np.cumsum([0, *map(len, encoded["input_ids"])])
-        arrays = {"ids": np.concatenate(encoded["input_ids"]).astype(np.int32), "offsets": offsets}
-        if "token_type_ids" in encoded:
-            arrays["types"] = np.concatenate(encoded["token_type_ids"]).astype(np.uint8)
-        _store(place, arrays)
-    return Split(types=arrays.pop("types", None), **arrays, labels=labels, pad_id=pad_id(tokenizer, arrays["ids"]))
-
-
-def _stored(place: tuple[str, str], rows: int) -> dict[str, np.ndarray] | None:
-    """The arrays of the token cache; None if they are not there, or, with a warning, if they cannot be what was stored."""
-    try:
-        path = cache_dir().joinpath(*place)
-        with np.load(path) as file:  # a zip archive: each array has a checksum
-            arrays = dict(file)
-        types = {key: (value.dtype.name, value.shape) for key, value in arrays.items()}
-        tokens = int(arrays["offsets"][-1])
-        wanted = {"ids": ("int32", (tokens,)), "offsets": ("int64", (rows + 1,)), "types": ("uint8", (tokens,))}
-        if types != {key: wanted[key] for key in wanted.keys() & {"ids", "offsets", *types}}:
-            raise ValueError(f"it holds {types}")
-        return arrays
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except Exception as error:  # whatever zipfile and numpy raise for a damaged file
-        warn_once(f"the token cache's {'/'.join(place)} is made anew: it is damaged ({error})")
-        return None
-
-
-def _store(place: tuple[str, str], arrays: dict[str, np.ndarray]) -> None:
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-
-    try:
-        write_atomic(cache_dir().joinpath(*place), write)
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else error
-        warn_once(f"no tokens are kept for the next run: the cache, $MELORA_BENCH_CACHE, cannot be written ({why})")
-
-
-def pad_id(tokenizer, ids: Sequence[int]) -> int:
-    """What fills up the rows that hold `ids`: the padding token or, without one, the end token. An id above all of theirs may
-    lie outside the model's embedding: padding is masked, so the first of theirs then does as well."""
-    highest = np.max(ids, initial=0)
-    known = (tokenizer.pad_token_id, tokenizer.eos_token_id)
-    return next((id for id in known if id is not None and id <= highest), int(ids[0]) if len(ids) else 0)
+Batch = dict[str, Any]  # tensors by name and, in streams, `rows`: where each row lies (Rows)
 
 
 def epoch_order(lengths: np.ndarray, *, seed: int, epoch: int, batch_size: int, bucket: int) -> list[np.ndarray]:
@@ -153,13 +45,13 @@ class TrainBatches:
     processes: int = 1
     process: int = 0
 
-    def steps(self, first: int, end: int) -> Iterator[list[dict[str, Tensor]]]:
+    def steps(self, first: int, end: int) -> Iterator[list[Batch]]:
         """The optimizer steps `first` to `end`, without `end`, counted over all epochs."""
         count = -(-len(self.split.labels) // self.batch_size)
         for epoch in range(first // count, -(-end // count)):
             yield from self.epoch(epoch, max(0, first - epoch * count), min(count, end - epoch * count))
 
-    def epoch(self, epoch: int, first: int = 0, end: int | None = None) -> Iterator[list[dict[str, Tensor]]]:
+    def epoch(self, epoch: int, first: int = 0, end: int | None = None) -> Iterator[list[Batch]]:
         """For each optimizer step of an epoch, or of a part of it, its micro-batches of (R * b) rows for this process.
 
         `weight` (R * b,) makes the weighted sum of row losses the mean over the whole step's rows of a replica (each row
@@ -179,7 +71,8 @@ class TrainBatches:
             mine = range(self.process, parts, self.processes)
             yield [self._micro_batch(rows[:, i::parts], weight[:, i::parts]) for i in mine]
 
-    def _micro_batch(self, rows: np.ndarray, weight: np.ndarray) -> dict[str, Tensor]:
+    def _micro_batch(self, rows: np.ndarray, weight: np.ndarray) -> Batch:
+        batch: Batch
         if self.first_position is None:
             batch = self.split.collate(rows.reshape(-1))
         else:
@@ -187,9 +80,9 @@ class TrainBatches:
         return batch | {"weight": torch.from_numpy(weight.reshape(-1).copy())}
 
 
-def count_tokens(batch: dict[str, Tensor | Rows]) -> int:
+def count_tokens(batch: Batch) -> int:
     """How many tokens the rows of a batch have, without padding or filler."""
-    rows = batch.get("rows")
+    rows: Rows | None = batch.get("rows")
     return int(batch["attention_mask"].sum() if rows is None else rows.lengths[rows.is_row].sum())
 
 

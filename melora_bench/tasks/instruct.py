@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from melora_bench.external.reading import is_text, read_json, read_jsonl, reading, unpacked
 from melora_bench.files import sha256_file
-from melora_bench.tasks.batches import Split, tokenise
+from melora_bench.tasks.base import Source
+from melora_bench.tasks.splits import Split, tokenise
 from melora_bench.tasks.text import halves
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class InstructTask:
     splits: dict[str, Split] = field(default_factory=dict, init=False, repr=False)
 
     def load(
-        self, source, tokenizer, *, max_length: int, max_train_rows: int | None, max_eval_rows: int | None
+        self, source: Source, tokenizer, *, max_length: int, max_train_rows: int | None, max_eval_rows: int | None
     ) -> dict:
         """Read, divide and tokenise the rows; returns what the record says: {split: {rows, sha256, ...}}.
 
@@ -54,7 +55,7 @@ class InstructTask:
             if fields(getattr(self, name)) != keys:
                 needed = " and ".join(f"{{{key}}}" for key in sorted(keys))
                 raise ValueError(f"task.{name} must hold {needed} and no other field")
-        path, origin = source.whole(self.name, self.repo, self.revision)
+        path, origin = source.single_file(self.name, self.repo, self.revision)
         rows = read(path)
         count = min(self.validation_rows, len(rows) // 10)
         if count == 0:
@@ -65,17 +66,17 @@ class InstructTask:
         order = np.random.default_rng(self.split_seed).permutation(len(rows))
         parts = {"train": order[count:][:max_train_rows], "validation": order[:count][:max_eval_rows]}
         for name, chosen in parts.items():
-            self.splits[name] = self._tokenise(tokenizer, [rows[i] for i in chosen], max_length)
-            if not self.splits[name].weights.any():
+            split = self.splits[name] = self._tokenise(tokenizer, [rows[i] for i in chosen], max_length)
+            if split.weights is None or not split.weights.any():
                 raise ValueError(f"max_length={max_length} leaves no token to learn in the {name} rows: raise it")
         sha256 = [sha256_file(path)]
         return {
             name: {"rows": len(chosen), "sha256": sha256, "of": len(rows), **origin} for name, chosen in parts.items()
         }
 
-    def sha256(self, source) -> dict[str, list[str]]:
+    def sha256(self, source: Source) -> dict[str, list[str]]:
         """By split, the sha256 of the one file of rows. Raises ValueError as `load` does."""
-        sha256 = [sha256_file(source.whole(self.name, self.repo, self.revision)[0])]
+        sha256 = [sha256_file(source.single_file(self.name, self.repo, self.revision)[0])]
         return {"train": sha256, "validation": sha256}
 
     @property
@@ -149,6 +150,7 @@ def read(path: Path) -> list[dict]:
     Raises ValueError, naming file and row, for what cannot be read and for a row without instruction or output.
     """
     ending = Path(path.name.removesuffix(".gz")).suffix
+    rows: object
     if ending == ".parquet":
         with reading(path):
             frame = pd.read_parquet(io.BytesIO(unpacked(path))).astype(object)

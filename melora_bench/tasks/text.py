@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from melora_bench.files import sha256_file
 from melora_bench.tasks import metrics
-from melora_bench.tasks.batches import Split, tokenise
-from melora_bench.tasks.sources import load_rows
+from melora_bench.tasks.base import Source
+from melora_bench.tasks.rows import load_rows
+from melora_bench.tasks.splits import Split, tokenise
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ class TextTask:
     splits: dict[str, Split] = field(default_factory=dict, init=False, repr=False)
 
     def load(
-        self, source, tokenizer, *, max_length: int, max_train_rows: int | None, max_eval_rows: int | None
+        self, source: Source, tokenizer, *, max_length: int, max_train_rows: int | None, max_eval_rows: int | None
     ) -> dict:
         """Read and tokenise every split; returns what the record says of each: {split: {rows, sha256, ...} or None}.
 
@@ -56,10 +57,10 @@ class TextTask:
             self.splits[split] = tokenise(tokenizer, rows.texts, labels, max_length)
         return origins
 
-    def sha256(self, source) -> dict[str, list[str] | None]:
+    def sha256(self, source: Source) -> dict[str, list[str] | None]:
         """By split, the sha256 of each of its files; None for one that is missing. Raises ValueError as `load` does."""
-        found = {split: source.find(self.name, split)[0] for split in (self.train_split, *self.eval_splits)}
-        return {split: [sha256_file(path) for path in paths] or None for split, paths in found.items()}
+        found = {split: source.split_files(self.name, split) for split in (self.train_split, *self.eval_splits)}
+        return {split: [sha256_file(path) for path in files.paths] or None for split, files in found.items()}
 
     @property
     def train(self) -> Split:
@@ -108,8 +109,10 @@ class TextTask:
             wrong |= labels != np.floor(labels)
         if wrong.any():
             row = int(wrong.argmax())
-            raise ValueError(f"{self.name}: label {labels[row]:g} in row {row} of the {split} split is outside "
-                             f"{low:g} to {high:g}: is this a labelled split in the hub's label order?")  # fmt: skip
+            raise ValueError(
+                f"{self.name}: label {labels[row]:g} in row {row} of the {split} split is outside {low:g} to {high:g}: "
+                "is this a labelled split in the hub's label order?"
+            )
 
 
 def halves(labels: np.ndarray) -> np.ndarray:

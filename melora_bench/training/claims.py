@@ -44,8 +44,10 @@ def held(lock: Path) -> bool:
 
 def _no_lock(lock: Path, error: OSError) -> str:
     if isinstance(error, PermissionError) and lock.exists():
-        return (f"{lock} belongs to {owner(lock)}, and this user may not write it: give another output_dir, or let its owner "
-                "make it writable for both (chmod, and umask 002 from now on)")  # fmt: skip
+        return (
+            f"{lock} belongs to {owner(lock)}, and this user may not write it: give another output_dir, or let its owner "
+            "make it writable for both (chmod, and umask 002 from now on)"
+        )
     if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
         return f"{lock} cannot be locked ({error.strerror}): give an output_dir on a file system with flock"
     return f"{lock} cannot be locked ({error.strerror or error}): give an output_dir that can be written"

@@ -7,11 +7,11 @@ a checkpoint (which is the resume), `status`, and a score.
 from collections.abc import Callable
 
 from melora_bench.external.fetching import nothing_fetched
+from melora_bench.external.fields import build
 from melora_bench.external.notices import warn_once
 from melora_bench.files import reason
 from melora_bench.records import records
 from melora_bench.records.inputs import difference, inputs_of_record, of_data, of_model, of_start
-from melora_bench.training.configs import build
 from melora_bench.training.points import Point
 from melora_bench.training.starts import fingerprint, start_file
 
@@ -24,15 +24,17 @@ def refusals(point: Point, seeds: list[int]) -> dict[int, str]:
     """
     reasons, shared = {}, at_hand("data", _data, point) | at_hand("weights", _model, point)
     for seed in seeds:
-        path = point.record(seed)
+        path = point.record_path(seed)
         try:
             there = inputs_of_record(records.load(path))
         except ValueError as error:
             reasons[seed] = str(error)
             continue
         if differing := difference(there, shared | at_hand("start", _start, point, seed)):
-            reasons[seed] = (f"{path} is the record of other inputs ({differing}): give experiment=NAME to keep both, or "
-                             "delete that record to run the point again")  # fmt: skip
+            reasons[seed] = (
+                f"{path} is the record of other inputs ({differing}): give experiment=NAME to keep both, or "
+                "delete that record to run the point again"
+            )
     return reasons
 
 
@@ -48,12 +50,12 @@ def at_hand(what: str, inputs: Callable[..., dict], *of: object) -> dict:
 
 
 def _data(point: Point) -> dict:
-    task, source = (build(point.config[group], group) for group in ("task", "data"))
+    task, source = build(point.config.task, "task"), build(point.config.data, "data")
     return of_data(task.sha256(source))
 
 
 def _model(point: Point) -> dict:
-    return of_model(build(point.config["backbone"], "backbone").origin())
+    return of_model(build(point.config.backbone, "backbone").origin())
 
 
 def _start(point: Point, seed: int) -> dict:

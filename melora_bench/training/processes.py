@@ -4,7 +4,9 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from typing import TypeVar
 
+T = TypeVar("T")
 INTERRUPTED = 130  # what a shell reports of a command that Ctrl-C ended
 
 
@@ -18,7 +20,7 @@ def is_main() -> bool:
     return count() == 1 or int(os.environ.get("RANK") or 0) == 0
 
 
-def agreed(value: object) -> object:
+def agreed(value: T) -> T:
     """The main process's value, in every process: files may appear between one process's look and another's."""
     if count() == 1:
         return value

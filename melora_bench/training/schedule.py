@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from melora_bench.training.configs import RunConfig
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
@@ -14,14 +16,14 @@ class Schedule:
     warmup: int  # steps of linear rise before the linear decay to 0
 
     @classmethod
-    def of(cls, config: dict, rows: int) -> "Schedule":
-        """The steps of a resolved config over `rows` training rows."""
-        steps_per_epoch = math.ceil(rows / config["batch_size"])
-        total = config["epochs"] * steps_per_epoch
-        total = min(total, config["max_steps"] or total)
-        warmup = math.ceil(config["warmup_ratio"] * total) if config["warmup_steps"] is None else config["warmup_steps"]
+    def of(cls, config: RunConfig, rows: int) -> "Schedule":
+        """The steps of a run over `rows` training rows."""
+        steps_per_epoch = math.ceil(rows / config.batch_size)
+        total = config.epochs * steps_per_epoch
+        total = min(total, config.max_steps or total)
+        warmup = math.ceil(config.warmup_ratio * total) if config.warmup_steps is None else config.warmup_steps
         return cls(
-            steps_per_epoch=steps_per_epoch, total=total, round=config["eval_steps"] or steps_per_epoch, warmup=warmup
+            steps_per_epoch=steps_per_epoch, total=total, round=config.eval_steps or steps_per_epoch, warmup=warmup
         )
 
     @property

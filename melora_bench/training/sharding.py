@@ -2,19 +2,21 @@
 
 import logging
 import os
+from typing import Any
 
 from accelerate import Accelerator
-from torch import nn
+from transformers import PreTrainedModel
 
 from melora_bench.adapters.files import adapter_tensors
 from melora_bench.methods.layers import AdapterLayer
+from melora_bench.training.configs import RunConfig
 
 log = logging.getLogger(__name__)
 
 HOW = "accelerate launch --multi_gpu --num_processes N scripts/train.py"
 
 
-def refuse_launch(config: dict) -> None:
+def refuse_launch(config: RunConfig) -> None:
     """Raises ValueError where `accelerate launch` was told to wrap the model itself, which cuts the adapters' replica axis or
     renames tensors, and for shard and compile together."""
     launches = ("USE_FSDP", "false", "shard"), ("USE_DEEPSPEED", "false", "shard"), ("DYNAMO_BACKEND", "no", "compile")
@@ -24,11 +26,11 @@ def refuse_launch(config: dict) -> None:
             raise ValueError(
                 f"ACCELERATE_{name}={value} makes accelerate wrap the adapters too: launch without, and give {ours}=true"
             )
-    if config["shard"] and config["compile"]:
+    if config.shard and config.compile:
         raise ValueError("shard=true and compile=true do not go together: give one of them")
 
 
-def shard_backbone(model: nn.Module, accelerator: Accelerator) -> None:
+def shard_backbone(model: PreTrainedModel, accelerator: Accelerator) -> None:
     """Leave each process 1/N of every frozen parameter: a layer's are gathered when it runs, and let go of after it.
 
     Every process has loaded the whole backbone before, into its memory, not its device's. Raises ValueError where there is
@@ -63,7 +65,11 @@ def shard_backbone(model: nn.Module, accelerator: Accelerator) -> None:
         value.data = value.data.to(accelerator.device)
     for module in [*layers, model]:
         fully_shard(module, mesh=mesh, ignored_params=kept)
-    parts = [value for value in model.parameters() if value not in kept]
+    parts: list[Any] = [value for value in model.parameters() if value not in kept]
     held, numbers = sum(part.to_local().numel() for part in parts), sum(part.numel() for part in parts)
-    log.info("shard  %s of the backbone's %s frozen numbers in each of %d processes", f"{held:,}", f"{numbers:,}",
-             accelerator.num_processes)  # fmt: skip
+    log.info(
+        "shard  %s of the backbone's %s frozen numbers in each of %d processes",
+        f"{held:,}",
+        f"{numbers:,}",
+        accelerator.num_processes,
+    )

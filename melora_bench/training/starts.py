@@ -21,7 +21,7 @@ def start_file(point: Point, seed: int) -> Path | None:
 
     Raises ValueError for a file that is not there, and for a task of which this experiment has not exactly one like run.
     """
-    source = point.config["init_from"]
+    source = point.config.init_from
     if source is None:
         return None
     folder = Path(source) if Path(source).is_dir() else _earlier_run(point, source, seed)
@@ -30,8 +30,10 @@ def start_file(point: Point, seed: int) -> Path | None:
         return path
     if path.name == PEFT_WEIGHTS:
         raise ValueError(f"init_from: {folder} holds no {PEFT_WEIGHTS}: save it with peft's save_pretrained")
-    raise ValueError(f"init_from: {path} does not exist; name a finished run as <experiment>/<task>/<method>-<hash> "
-                     "with an adapter of each seed, its folder, or a PEFT LoRA adapter's")  # fmt: skip
+    raise ValueError(
+        f"init_from: {path} does not exist; name a finished run as <experiment>/<task>/<method>-<hash> "
+        "with an adapter of each seed, its folder, or a PEFT LoRA adapter's"
+    )
 
 
 def fingerprint(path: Path) -> dict:
@@ -59,7 +61,7 @@ def load_start(
             run_id = _load_adapter(model, replica, path)
     except ValueError as error:
         raise ValueError(f"init_from: {error}") from error
-    return {"source": point.config["init_from"], "run_id": run_id, **fingerprint(path)}
+    return {"source": point.config.init_from, "run_id": run_id, **fingerprint(path)}
 
 
 def _load_adapter(model: nn.Module, replica: int, path: Path) -> str | None:
@@ -74,15 +76,17 @@ def _load_adapter(model: nn.Module, replica: int, path: Path) -> str | None:
 def _earlier_run(point: Point, source: str, seed: int) -> Path:
     """The outputs of <experiment>/<task>/<method>-<hash>, or of the run of a task alike in method, backbone and precision: this
     experiment's, or else that of the table's own. Raises ValueError unless there is exactly one."""
-    runs = Path(point.config["output_dir"], "runs")
+    runs = Path(point.config.output_dir, "runs")
     if "/" in source:
         return runs / f"{source}-s{seed}"
-    places = [f"{experiment}/{source}/{point.choices['method']}-*-s{seed}"
-              for experiment in dict.fromkeys((point.config["experiment"], point.table)) if experiment]  # fmt: skip
+    experiments = [name for name in dict.fromkeys((point.config.experiment, point.table)) if name]
+    places = [f"{experiment}/{source}/{point.choices['method']}-*-s{seed}" for experiment in experiments]
     alike = next(filter(None, (_alike(point, runs, place) for place in places)), [])
     if len(alike) != 1:
-        raise ValueError(f"init_from={source}: {len(alike)} runs {' or '.join(places)} of this method, backbone and precision "
-                         f"are in {runs}, not one: train task={source} first, or name a run or a folder")  # fmt: skip
+        raise ValueError(
+            f"init_from={source}: {len(alike)} runs {' or '.join(places)} of this method, backbone and precision "
+            f"are in {runs}, not one: train task={source} first, or name a run or a folder"
+        )
     return alike[0]
 
 

@@ -6,22 +6,29 @@ It knows no method and no task by name: a method acts through its hooks, a task 
 import dataclasses
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
 
-from melora_bench.adapters.files import adapter_tensors, head_tensors, trainable
+from melora_bench.adapters.files import head_tensors, trainable
 from melora_bench.methods.base import Method
 from melora_bench.seeding import derive
-from melora_bench.tasks.batches import TrainBatches, evaluation_batches
+from melora_bench.tasks.base import Task
+from melora_bench.tasks.batches import Batch, TrainBatches, evaluation_batches
+from melora_bench.training.evaluation import collect_outputs, score
+from melora_bench.training.guard import ReplicaGuard
 from melora_bench.training.schedule import Schedule
 
 log = logging.getLogger(__name__)
+OnStep = Callable[[int, Tensor], None]
+
+
+def ignore(step: int, losses: Tensor) -> None:
+    """Nobody watches."""
 
 
 @dataclass(kw_only=True)
@@ -32,7 +39,7 @@ class Trainer:
     accelerator: Accelerator
     model: nn.Module
     method: Method
-    task: object
+    task: Task
     batches: TrainBatches
     schedule: Schedule
     lr: float
@@ -40,7 +47,7 @@ class Trainer:
     weight_decay: float
     max_grad_norm: float
     eval_batch_size: int
-    step: int = 0  # finished steps; always whole rounds
+    step: int = 0  # finished optimizer steps
     rate: float = 0.0  # the adapters' learning rate in the last step
     history: list[list[dict]] = field(init=False)
 
@@ -86,16 +93,12 @@ class Trainer:
     def epoch(self) -> int | float:
         return self.schedule.epoch(self.step)
 
-    def train_round(self, on_step=lambda step, losses: None) -> None:
-        """Train to the next evaluation, evaluate, and append to `history`. `on_step(step, (R,) sums of losses)` may watch."""
-        start, step, end = time.perf_counter(), self.step, min(self.step + self.schedule.round, self.schedule.total)
-        if step == 0:
-            self._before_training()
-        # Dropout is drawn from (seeds, round, process) alone, so a resumed run draws what the unbroken one would have.
-        torch.manual_seed(derive("dropout", self.seeds, step // self.schedule.round, self.accelerator.process_index))
+    def train_steps(self, until: int, on_step: OnStep = ignore) -> Tensor:
+        """Train to step `until` without evaluating; returns (2, R): the sums of the losses and of the penalties over the
+        micro-batches of this process. `on_step(step, (R,) sums of losses)` may watch."""
         self.model.train()
         totals = torch.zeros(2, self.replicas, device=self.accelerator.device)
-        for micro_batches in self.batches.steps(step, end):
+        for step, micro_batches in enumerate(self.batches.steps(self.step, until), self.step):
             for batch in micro_batches:
                 with self.accelerator.accumulate(self.model):
                     self.method.before_forward(step)
@@ -112,28 +115,38 @@ class Trainer:
                         self.method.after_optimizer_step(step, self.optimizer.optimizer)
                     self.optimizer.zero_grad()
                 totals += torch.stack([loss, torch.zeros_like(loss) + penalty]).detach()
-            step += 1
-            on_step(step, totals[0] / self.batches.accumulation)
-        totals = self.accelerator.reduce(totals, "mean") / ((end - self.step) * self.batches.accumulation)
-        self.step = end
+            self.step = step + 1
+            on_step(self.step, totals[0] / self.batches.accumulation)
+        return totals
+
+    def train_round(self, on_step: OnStep = ignore) -> None:
+        """Train to the next evaluation, evaluate, and append to `history`."""
+        start, first = time.perf_counter(), self.step
+        if first == 0:
+            self._before_training()
+        # Dropout is drawn from (seeds, round, process) alone, so a resumed run draws what the unbroken one would have.
+        torch.manual_seed(derive("dropout", self.seeds, first // self.schedule.round, self.accelerator.process_index))
+        totals = self.train_steps(min(first + self.schedule.round, self.schedule.total), on_step)
+        totals = self.accelerator.reduce(totals, "mean") / ((self.step - first) * self.batches.accumulation)
         losses = totals.T.tolist()  # waits for the device: training ends here
         trained = time.perf_counter()
         scores = self.evaluate()
         times = {"train_seconds": round(trained - start, 3), "eval_seconds": round(time.perf_counter() - trained, 3)}
         if self.finished:
             self.method.after_training(self.evaluate)
-        entry = {"epoch": self.epoch, "step": step, "lr": self.rate}
-        if step < self.method.selectable_from and not self.finished:
+        entry = {"epoch": self.epoch, "step": self.step, "lr": self.rate}
+        if self.step < self.method.selectable_from and not self.finished:
             entry["selectable"] = False
         for k, (loss, penalty) in enumerate(losses):
-            if scores[k] is None:
-                self.guard.stop(k, step)
-            if self.failed[k] is None:
+            scored = scores[k]
+            if scored is None:
+                self.guard.stop(k, self.step)
+            elif self.failed[k] is None:
                 means = {"train_loss": round(loss, 6), "penalty": round(penalty, 9)}
                 report = self.method.report(k)
                 if self.finished and (spectrum := self.method.spectrum(k)) is not None:
                     report["singular_values_above_0.1"] = spectrum
-                self.history[k].append({**entry, **means, **scores[k], **times, "report": report})
+                self.history[k].append({**entry, **means, **scored, **times, "report": report})
 
     def _before_training(self) -> None:
         """Let the method look at the first epoch's steps: one batch each, the same in every process."""
@@ -142,12 +155,12 @@ class Trainer:
         self.method.before_training((batch for [batch] in whole.epoch(0)), self._loss)
         self.optimizer.zero_grad()
 
-    def _loss(self, batch: dict[str, Tensor]) -> Tensor:
+    def _loss(self, batch: Batch) -> Tensor:
         """(R,)"""
         batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
         return self.task.loss(self.model, batch, self.replicas)
 
-    def _outputs(self, batch: dict[str, Tensor]) -> Tensor:
+    def _outputs(self, batch: Batch) -> Tensor:
         """(R * rows, numbers per row) of one evaluation batch, which every replica gets whole."""
         batch = {key: torch.cat([value.to(self.accelerator.device)] * self.replicas) for key, value in batch.items()}
         return self.task.outputs(self.model.eval(), batch).float()
@@ -155,107 +168,15 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self) -> list[dict | None]:
         """Per replica, {"metrics": ..., "halves": [..., ...]} over the task's splits; None if an output is not finite."""
-        index, count = self.accelerator.process_index, self.accelerator.num_processes
-        outputs: dict[str, np.ndarray] = {}  # (R, rows, numbers per row) of each split
-        for name, split in self.task.evaluation.items():
-            parts = []
-            for rows, batch in evaluation_batches(split, self.eval_batch_size, index, count):
-                parts.append((rows, self._outputs(batch).view(self.replicas, len(rows), -1)))
-            parts = [(rows, values.cpu().numpy()) for rows, values in parts]
-            parts = gather_object(parts) if count > 1 else parts
-            order = np.unique(np.concatenate([rows for rows, _ in parts]), return_index=True)[1]  # some come twice
-            outputs[name] = np.concatenate([values for _, values in parts], axis=1)[:, order]
-        return [self._score({name: values[k] for name, values in outputs.items()}) for k in range(self.replicas)]
-
-    def _score(self, outputs: dict[str, np.ndarray]) -> dict | None:
-        if not all(np.isfinite(values).all() for values in outputs.values()):
-            return None
-        return {"metrics": self.task.score(outputs), "halves": [self.task.score(outputs, half=half) for half in (0, 1)]}
+        outputs = collect_outputs(
+            self.task.evaluation,
+            self._outputs,
+            replicas=self.replicas,
+            batch_size=self.eval_batch_size,
+            accelerator=self.accelerator,
+        )
+        return [score(self.task, {name: values[k] for name, values in outputs.items()}) for k in range(self.replicas)]
 
     @property
     def failed(self) -> list[int | None]:
         return [None if step < 0 else step for step in self.guard.failed_at.tolist()]
-
-    def state_dict(self) -> dict:
-        """Everything that resuming needs and (seeds, step) do not determine."""
-        scaler = self.accelerator.scaler
-        return {
-            "step": self.step,
-            "history": self.history,
-            "failed_at": self.guard.failed_at.cpu(),
-            "params": {name: value.cpu() for name, value in adapter_tensors(self.model).items()},
-            "optimizer": self.optimizer.state_dict(),
-            "decay": self.decay.state_dict(),
-            "scaler": scaler.state_dict() if scaler else None,
-            "method": self.method.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict) -> None:
-        """Go on from what `state_dict` gave. Raises ValueError for another run's: names, shapes, steps or replicas."""
-        self._check_state(state)
-        self.step, self.history = state["step"], state["history"]
-        self.guard.failed_at.copy_(state["failed_at"])
-        for name, value in adapter_tensors(self.model).items():
-            value.copy_(state["params"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.decay.load_state_dict(state["decay"])
-        if self.accelerator.scaler:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.method.load_state_dict(state["method"])
-
-    def _check_state(self, state: dict) -> None:
-        step, total = state["step"], self.schedule.total
-        if type(step) is not int or not 0 < step <= total or (step % self.schedule.round and step != total):
-            raise ValueError(f"step {step} is not the end of a round of this run of {total} steps")
-        if len(state["history"]) != self.replicas or state["failed_at"].shape != self.guard.failed_at.shape:
-            raise ValueError(f"it holds {len(state['history'])} replicas, this run has {self.replicas}")
-        here = adapter_tensors(self.model)
-        if state["params"].keys() != here.keys():
-            raise ValueError(f"{min(state['params'].keys() ^ here.keys())} is a tensor of one side alone")
-        params = [param for group in self.optimizer.param_groups for param in group["params"]]
-        moments = [(f"the optimizer's {key} of tensor {number}", value, params[number])
-                   for number, values in state["optimizer"]["state"].items()
-                   for key, value in values.items() if value.dim()]  # fmt: skip
-        for name, value, own in [*((name, state["params"][name], here[name]) for name in here), *moments]:
-            if value.shape != own.shape:
-                raise ValueError(f"{name} is {tuple(value.shape)}, here {tuple(own.shape)}")
-
-
-class ReplicaGuard:
-    """Averages gradients over processes, clips each replica's by its own norm, and stops a replica whose loss is no longer
-    finite.
-
-    A stopped replica's gradients are 0 from then on; the others never notice. In fp16 one thing is shared, the loss scale:
-    a replica whose gradients overflow makes all skip that step. `watch` and `clip` do not wait for the device.
-    """
-
-    def __init__(self, params: list[nn.Parameter], replicas: int, max_norm: float, accelerator: Accelerator) -> None:
-        self.params, self.max_norm, self.accelerator = params, max_norm, accelerator
-        self.failed_at = torch.full((replicas,), -1, device=accelerator.device)
-
-    def watch(self, loss: Tensor, step: int) -> None:
-        """Note the replicas whose loss (R,) is not finite, in any process."""
-        bad = (~torch.isfinite(loss.detach())).int()
-        if self.accelerator.num_processes > 1:
-            bad = self.accelerator.reduce(bad, "sum")
-        self.failed_at = torch.where((self.failed_at < 0) & (bad > 0), step, self.failed_at)
-
-    def stop(self, replica: int, step: int) -> None:
-        if self.failed_at[replica] < 0:
-            self.failed_at[replica] = step
-
-    def clip(self, optimizer) -> None:
-        """Scale each replica's gradient to at most `max_norm`; a stopped replica's to 0 before fp16's overflow check."""
-        dead = self.failed_at >= 0
-        grads = [param.grad.view(len(dead), -1) for param in self.params]
-        if self.accelerator.num_processes > 1:
-            means = self.accelerator.reduce(torch.cat(grads, dim=1), "mean")  # one message: adapters are small
-            for grad, mean in zip(grads, means.split([grad.shape[1] for grad in grads], dim=1), strict=True):
-                grad.copy_(mean)
-        for grad in grads:
-            grad.masked_fill_(dead[:, None], 0.0)
-        self.accelerator.unscale_gradients(optimizer)
-        norm = torch.stack([grad.square().sum(1) for grad in grads]).sum(0).sqrt()
-        scale = (self.max_norm / (norm + 1e-6)).clamp(max=1.0)
-        for grad in grads:
-            grad.mul_(scale[:, None])

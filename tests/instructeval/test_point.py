@@ -6,12 +6,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from melora_bench.external.fields import build
 from melora_bench.files import ROOT
 from melora_bench.instructeval.config import ScoreConfig
 from melora_bench.instructeval.models import models, precision_of
 from melora_bench.instructeval.point import ASKED, ScorePoint, experiment_of, how
 from melora_bench.records import records
-from melora_bench.training.configs import build
 
 COMMITTED = sorted((ROOT / "results" / "runs" / "melora_table3").glob("*/head-*.json"))
 

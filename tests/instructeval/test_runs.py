@@ -257,7 +257,7 @@ def test_prompts_fetch_a_tokenizer_only(place, model, tmp_path, monkeypatch):
         asked.extend(patterns)
         return model, "0" * 40
 
-    monkeypatch.setattr("melora_bench.models.backbones.hub_snapshot", snapshot)
+    monkeypatch.setattr("melora_bench.models.base.hub_snapshot", snapshot)
     kept = [item for item in scoring if not item.startswith("backbone")]
     scored("bbh", [*kept, "backbone=llama2_7b", "limit=2", f"prompts={tmp_path}/p.jsonl"])
     assert "*.safetensors" not in asked and "tokenizer*" in asked

@@ -18,10 +18,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from sandbox_box import ADD_KEY, CLOSED, FILTERED, KEYCTL, MODES, USER, Box, change, end, open_folder
 
+from melora_bench.external.fields import build
 from melora_bench.files import ROOT
 from melora_bench.instructeval.humaneval import completion, program
 from melora_bench.instructeval.sandbox import runner as sandbox
-from melora_bench.training.configs import build
 
 
 @pytest.fixture

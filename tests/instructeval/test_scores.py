@@ -7,7 +7,6 @@ import json
 import pytest
 from instruct_fakes import BENCHMARKS, ScriptedModel, benchmark, byte_tokenizer, write_hub, write_original
 
-from melora_bench.instructeval import progress as bars
 from melora_bench.instructeval.base import Question
 from melora_bench.instructeval.evaluation import Asking, evaluate
 from melora_bench.instructeval.summary import summarise
@@ -268,20 +267,3 @@ def test_a_prompt_too_long_for_the_model_at_no_shots_is_refused_at_once(run, nam
         evaluate(made, made.read(hub), model, byte_tokenizer(), asking)
     assert model.seen == []
     assert not (tmp_path / "x").exists()
-
-
-# ---- progress
-
-
-def test_lines_tell_the_questions_done_and_the_time_left(monkeypatch, caplog):
-    caplog.set_level("INFO")
-    clock = iter([0.0, 30.0, 70.0, 80.0, 90.0])
-    monkeypatch.setattr(bars.time, "perf_counter", lambda: next(clock))
-    with bars.EvalProgress("MMLU", 100) as progress:
-        progress.subject = "anatomy"
-        for count in (10, 10, 10, 70):
-            progress.on_batch(count)
-    assert caplog.messages == [
-        "MMLU  20/100 questions, in anatomy, 4:40 left",  # none at 30 s; 70 s for 20 questions; none at 80 s
-        "MMLU  100/100 questions, in anatomy, 0:00 left",
-    ]

@@ -10,6 +10,7 @@ from hydra.errors import CompactHydraException
 from omegaconf import OmegaConf
 
 from melora_bench.grids.grid import own_experiment, points
+from melora_bench.training import progress
 
 NO_POINT = 3  # the exit code for a selection that this table has no point of
 
@@ -25,6 +26,7 @@ class GridSweeper(BasicSweeper):
             sys.exit(NO_POINT)
         name = own_experiment(grid, arguments)
         jobs = [[*job, f"experiment={name}"] for job in jobs]
+        progress.GRID = progress.Grid(total=len(jobs))
         results = self.launcher.launch(jobs, initial_job_idx=0)
         failed = [result for result in results if result.status.name == "FAILED"]
         if failed:

@@ -1,0 +1,126 @@
+"""Tokenised splits: token ids in flat arrays, cached by content, and the batches that rows of them make."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from melora_bench.external.notices import warn_once
+from melora_bench.files import cache_dir, sha256_json, write_atomic
+from melora_bench.models.rows import Rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """A tokenised split: row i is ids[offsets[i]:offsets[i + 1]]."""
+
+    ids: np.ndarray  # (tokens,) int32
+    types: np.ndarray | None  # (tokens,) uint8: token_type_ids, where the model has them
+    offsets: np.ndarray  # (rows + 1,) int64
+    labels: np.ndarray  # (rows,) int64 classes, float32 scores, or what else a task needs of a row
+    pad_id: int
+    weights: np.ndarray | None = None  # (rows,) float32: a row's share in the loss of its step; None: all alike
+    left: bool = False  # pad on the left
+
+    @functools.cached_property  # asked for with every batch, as long as the whole split
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    def collate(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Row numbers (rows,) -> input_ids, attention_mask, labels and, where the model has them, token_type_ids."""
+        lengths = self.lengths[rows]
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        mask = mask[:, ::-1] if self.left else mask
+        where = np.concatenate([np.arange(self.offsets[row], self.offsets[row + 1]) for row in rows])
+        ids = np.full(mask.shape, self.pad_id, dtype=np.int64)
+        ids[mask] = self.ids[where]
+        batch = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+        if self.types is not None:
+            types = np.zeros(mask.shape, dtype=np.int64)
+            types[mask] = self.types[where]
+            batch["token_type_ids"] = torch.from_numpy(types)
+        return batch | {"labels": torch.from_numpy(self.labels[rows])}
+
+    def stream(self, rows: np.ndarray, first_position: int) -> dict[str, Any]:
+        """Row numbers (R, rows) -> input_ids, position_ids and, where the model has them, token_type_ids, each (R, T), with
+        `rows` (where each row lies) and labels (R * rows,). A row's positions count from `first_position`."""
+        where = Rows.of(self.lengths[rows])
+        tokens = np.concatenate([np.arange(self.offsets[row], self.offsets[row + 1]) for row in rows.reshape(-1)])
+        inside = where.is_row.repeat_interleave(where.lengths)
+        starts = where.ends[:-1].repeat_interleave(where.lengths)
+
+        def laid_out(values: np.ndarray, filler: int) -> Tensor:
+            out = torch.full(inside.shape, filler)
+            out[inside] = torch.from_numpy(values[tokens].astype(np.int64))
+            return out.view(len(rows), -1)
+
+        positions = torch.where(inside, torch.arange(len(inside)) - starts, 0) + first_position
+        batch = {"input_ids": laid_out(self.ids, self.pad_id), "position_ids": positions.view(len(rows), -1)}
+        if self.types is not None:
+            batch["token_type_ids"] = laid_out(self.types, 0)
+        return batch | {"rows": where, "labels": torch.from_numpy(self.labels[rows.reshape(-1)])}
+
+
+def tokenise(
+    tokenizer: PreTrainedTokenizerBase, columns: list[list[str]], labels: np.ndarray, max_length: int
+) -> Split:
+    """Tokenise the text columns (one, or two for pairs), cut to `max_length` tokens; cached by content."""
+    tokenizer.backend_tokenizer.no_truncation()  # an earlier call leaves its own limit there, which would change the key
+    tokenizer.backend_tokenizer.no_padding()
+    settings = [max_length, tokenizer.model_input_names, tokenizer.backend_tokenizer.to_str()]
+    place = ("tokens", f"{sha256_json(['v2', *settings, columns])}.npz")
+    arrays = _stored(place, len(columns[0]))
+    if arrays is None:
+        encoded = tokenizer(*columns, truncation=True, max_length=max_length, return_attention_mask=False)
+        offsets = np.cumsum([0, *map(len, encoded["input_ids"])])
+        arrays = {"ids": np.concatenate(encoded["input_ids"]).astype(np.int32), "offsets": offsets}
+        if "token_type_ids" in encoded:
+            arrays["types"] = np.concatenate(encoded["token_type_ids"]).astype(np.uint8)
+        _store(place, arrays)
+    ids, offsets = arrays["ids"], arrays["offsets"]
+    return Split(ids=ids, types=arrays.get("types"), offsets=offsets, labels=labels, pad_id=pad_id(tokenizer, ids))
+
+
+def _stored(place: tuple[str, str], rows: int) -> dict[str, np.ndarray] | None:
+    """The arrays of the token cache; None if they are not there, or, with a warning, if they cannot be what was stored."""
+    try:
+        path = cache_dir().joinpath(*place)
+        with np.load(path) as file:  # a zip archive: each array has a checksum
+            arrays = dict(file)
+        types = {key: (value.dtype.name, value.shape) for key, value in arrays.items()}
+        tokens = int(arrays["offsets"][-1])
+        wanted = {"ids": ("int32", (tokens,)), "offsets": ("int64", (rows + 1,)), "types": ("uint8", (tokens,))}
+        if types != {key: wanted[key] for key in wanted.keys() & {"ids", "offsets", *types}}:
+            raise ValueError(f"it holds {types}")
+        return arrays
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except Exception as error:  # whatever zipfile and numpy raise for a damaged file
+        warn_once(f"the token cache's {'/'.join(place)} is made anew: it is damaged ({error})")
+        return None
+
+
+def _store(place: tuple[str, str], arrays: dict[str, Any]) -> None:
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+
+    try:
+        write_atomic(cache_dir().joinpath(*place), write)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        warn_once(f"no tokens are kept for the next run: the cache, $MELORA_BENCH_CACHE, cannot be written ({why})")
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | np.ndarray) -> int:
+    """What fills up the rows that hold `ids`: the padding token or, without one, the end token. An id above all of theirs may
+    lie outside the model's embedding: padding is masked, so the first of theirs then does as well."""
+    highest = np.max(ids, initial=0)
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((id for id in known if id is not None and id <= highest), int(ids[0]) if len(ids) else 0)
