@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from melora_bench.adapters import export
 from melora_bench.external.shapes import leaves
 from melora_bench.files import ROOT, sha256_file
-from melora_bench.grids.grid import trial_name
+from melora_bench.grids.trials import trial_name
 from melora_bench.instructeval.base import Benchmark, Questions
 from melora_bench.instructeval.harness import check_harness, harness_scores
 from melora_bench.instructeval.sandbox import runner as sandbox

@@ -1,4 +1,4 @@
-"""One JSON file per finished run and seed: written once, never edited, refused when anything about it is off."""
+"""One JSON file per finished run and seed: written once, never edited, refused when anything in it is wrong."""
 
 import dataclasses
 import functools
@@ -10,9 +10,10 @@ import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from melora_bench.external.shapes import CONTROL, count, flag, misfit, name, names, number, shown, text, texts
+from melora_bench.external.shapes import CONTROL, misfit, shown, texts
 from melora_bench.files import sha256_json, write_text
 from melora_bench.records.identity import config_hash
+from melora_bench.records.shape import SHAPE
 
 log = logging.getLogger(__name__)
 SCHEMA = 1
@@ -38,9 +39,8 @@ class RunRecord:
     params: dict  # trainable numbers of one seed: total, adapter, head
     metric: str  # the metric that selects
     epochs: list[dict]  # epoch, step, train_loss, penalty, lr, metrics, halves, train_seconds, eval_seconds, report
-    rows_per_second: (
-        float | None
-    )  # this seed's training rows (or a score's questions) over their time; packed seeds share the clock
+    # This seed's training rows (or a score's questions) over their time; packed seeds share the clock.
+    rows_per_second: float | None
     tokens_per_second: float | None  # the same of this seed's tokens, padding not counted
     peak_memory_bytes: int | None  # of the GPU, for the whole packed run
     wall_seconds: float
@@ -69,38 +69,6 @@ class RunRecord:
 
 
 KEYS = {item.name for item in dataclasses.fields(RunRecord)}
-_READ = {"rows": count, "sha256": [text, ...], "file?": text, "label?": text}
-_ENTRY = {
-    "epoch": number,
-    "step": count,
-    **dict.fromkeys(("train_loss", "penalty", "lr"), (None, number)),
-    "metrics": {str: number},
-    "halves": [{str: number}],
-    "report": {"distinct_paths?": count, "singular_values_above_0.1?": {str: count}},
-}
-SHAPE = {
-    "schema": count,
-    "run_id": names,
-    "config_hash": text,
-    "seed": count,
-    "packed_with": [count],
-    "choices": {**dict.fromkeys(("method", "task", "backbone", "data"), name), "recipe": (None, names)},
-    "versions": {"method": count, "task": count},
-    "config": {"backbone": {"seen": [text]}},
-    "git": {"commit": (None, text), "dirty": (None, flag)},
-    "env": {"device": text, "precision": text},
-    "model": {"name": name, "sha256": text, "config_sha256?": text, "tokenizer_sha256?": text},
-    "data": {str: (None, _READ)},
-    "init_from": (None, {"source": text, "sha256": text, "run_id": (None, text), "config_sha256?": text}),
-    "params": {"total": count, "adapter": count, "head": count},
-    "metric": name,
-    "epochs": [_ENTRY, ...],
-    **dict.fromkeys(("rows_per_second", "tokens_per_second"), (None, number)),
-    "peak_memory_bytes": (None, count),
-    "wall_seconds": number,
-    "resumed_at": [number],
-    **dict.fromkeys(("started", "finished", "digest"), text),
-}
 
 
 def load(path: Path) -> RunRecord:
@@ -168,10 +136,10 @@ def load_all(results_dir: str | Path, experiment: str) -> list[RunRecord]:
 
 def best_epoch(record: RunRecord) -> dict:
     """The first evaluation with the best selection metric."""
-    return best(record.epochs, record.metric)
+    return best_entry(record.epochs, record.metric)
 
 
-def best(epochs: list[dict], metric: str) -> dict:
+def best_entry(epochs: list[dict], metric: str) -> dict:
     """The first of the entries with the highest `metric`, or the lowest loss."""
     return (min if metric == "loss" else max)(epochs, key=lambda entry: entry["metrics"][metric])
 

@@ -324,7 +324,7 @@ class PackedRun:
             about["total_steps"] = self.trainer.schedule.total
             folder = self.point.output(seed)
             checkpoints.save_adapter(folder / "last.safetensors", model, k, about)
-            if records.best(history, self.task.metric) is history[-1]:
+            if records.best_entry(history, self.task.metric) is history[-1]:
                 checkpoints.save_adapter(folder / "best.safetensors", model, k, about)
 
     def _write_records(self) -> list[Path]:
