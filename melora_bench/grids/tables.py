@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from melora_bench.files import CONFIGS, options
 from melora_bench.grids.schema import checked, unknown
@@ -157,11 +157,11 @@ def load_table(name: str) -> Table:
     """The table of configs/table/<name>.yaml. Raises ValueError naming the tables there are, and as `Table.of` does."""
     if name not in options("table"):
         raise ValueError(f"table {name!r} is unknown: there are {', '.join(sorted(options('table')))}")
-    config = OmegaConf.load(CONFIGS / "table" / f"{name}.yaml")
+    config: Any = OmegaConf.load(CONFIGS / "table" / f"{name}.yaml")
     return composed_table(config, name, results_dir=config.get("results_dir"))
 
 
-def composed_table(config: DictConfig | ListConfig, name: str, results_dir: str | None = None) -> Table:
+def composed_table(config: DictConfig, name: str, results_dir: str | None = None) -> Table:
     """The table of a config that Hydra composed with table=<name>. Raises ValueError as `Table.of` does."""
     content: Any = OmegaConf.to_container(OmegaConf.masked_copy(config, ["table", "experiment"]))
     place = f"configs/table/{name}.yaml"

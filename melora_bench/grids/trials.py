@@ -1,5 +1,7 @@
 """To which experiment the records of a table's runs belong: the table's own, or, for a trial, one beside it."""
 
+from collections.abc import Mapping
+
 from omegaconf.errors import OmegaConfBaseException
 
 from melora_bench.files import sha256_json
@@ -31,7 +33,7 @@ def experiment(table: Table, overrides: list[str]) -> tuple[str, list[str]]:
     return trial_name(table.experiment, changed), sorted(f"{key}={value}" for key, value in changed.items())
 
 
-def trial_name(name: str, changed: dict[str, object]) -> str:
+def trial_name(name: str, changed: Mapping[str, object]) -> str:
     """The name of a trial's experiment beside the experiment `name`, from the values that make it one. What may be a path
     stands there as a hash."""
     texts = {key: str(value) for key, value in changed.items()}

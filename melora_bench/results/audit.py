@@ -92,8 +92,8 @@ def _selection(scores: np.ndarray) -> str:
 def _noise(scores: np.ndarray) -> str:
     one = scores.std(ddof=1) * np.sqrt(2 / GROUP)
     gaps = [
-        f"{whose} {_gap(*printed):+.2f} ({where}, {tasks} tasks; seeds alone {one / np.sqrt(tasks):.2f})"
-        for whose, where, *printed, tasks in GAPS
+        f"{whose} {_gap(table, cell):+.2f} ({where}, {tasks} tasks; seeds alone {one / np.sqrt(tasks):.2f})"
+        for whose, where, table, cell, tasks in GAPS
     ]
     return (
         f"**Seeds alone move a difference of two three-seed means by {one:.2f} points here** (standard error; sd of one "

@@ -1,5 +1,6 @@
 """From the epochs of a cell's runs to one number per seed, by three rules that answer different questions."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -66,7 +67,8 @@ def scores(runs: Runs, kind: Kind) -> tuple[Scores, str]:
     if kind == "mean":
         chosen, table = "", np.mean(list(alone.values()), axis=0)
     else:
-        best, last = (max(alone, key=lambda value, i=i: alone[value][:, i].mean()) for i in (0, 1))
+        best = max(alone, key=lambda value: float(alone[value][:, 0].mean()))
+        last = max(alone, key=lambda value: float(alone[value][:, 1].mean()))
         chosen, table = best, np.stack([alone[best][:, 0], alone[last][:, 1], _split(curves)], axis=1)
     return {name: Score(dict(zip(seeds, 100 * table[:, i], strict=True))) for i, name in enumerate(ESTIMATES)}, chosen
 
@@ -136,6 +138,11 @@ def _split(curves: dict[str, list[np.ndarray]]) -> np.ndarray:
     """(seeds,): the value with the best mean over seeds on one half, each seed's best epoch there, scored on the other."""
     ways = []
     for chooser, scorer in ((1, 2), (2, 1)):
-        best = max(curves, key=lambda value, i=chooser: np.mean([curve[i].max() for curve in curves[value]]))
-        ways.append([curve[scorer][curve[chooser].argmax()] for curve in curves[best]])
-    return np.mean(ways, axis=0)
+        chosen = max(curves.values(), key=functools.partial(_mean_top, row=chooser))
+        ways.append([curve[scorer][curve[chooser].argmax()] for curve in chosen])
+    return np.asarray(np.mean(ways, axis=0))
+
+
+def _mean_top(curves: list[np.ndarray], row: int) -> float:
+    """The mean over seeds of each seed's best epoch in that row of its curve."""
+    return float(np.mean([curve[row].max() for curve in curves]))

@@ -1,10 +1,18 @@
 """One line of a table's CSV, which is what everything printed or drawn of a table is made of."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from melora_bench.results.estimates import ESTIMATES, Certainty, Kind, Scores
 from melora_bench.results.published import Cell
 from melora_bench.results.verdicts import Verdict
+
+# The columns of the CSV that hold numbers, by pandas' type for them.
+NUMBERS: dict[str, Any] = {
+    **dict.fromkeys(("adapter_params", "seeds"), "Int64"),
+    **dict.fromkeys([f"{name}_{what}" for name in ESTIMATES for what in ("mean", "sd")], "Float64"),
+    **dict.fromkeys(("published", "difference", "rows_per_second"), "Float64"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ class Cell:
     @property
     def half_unit(self) -> float:
         """Half a unit of the last printed digit."""
-        return 0.5 * 10 ** -len(self.text.partition(".")[2])
+        return 0.5 * 10.0 ** -len(self.text.partition(".")[2])
 
 
 def load(paper: str, folder: Path = FOLDER) -> pd.DataFrame:

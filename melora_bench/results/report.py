@@ -144,7 +144,7 @@ def _inline(text: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
 
 
-def _run(record: RunRecord) -> dict:
+def _run(record: RunRecord) -> dict[str, object]:
     """What the page shows of one run."""
     metric = record.metric
     scale = 1 if metric == "loss" else 100

@@ -8,7 +8,7 @@ from melora_bench.results import published
 from melora_bench.results.cells import CellKey, Cells
 from melora_bench.results.estimates import Kind, Runs, Scores, all_records, any_record, average, certainty, scores
 from melora_bench.results.lines import TableLine
-from melora_bench.results.verdicts import Obstacles, judge, obstacles_of, on_task
+from melora_bench.results.verdicts import Obstacle, Obstacles, judge, obstacles_of, on_task
 
 RecordObstacles = dict[tuple[int, str], Obstacles]  # by row number and run_id
 
@@ -70,7 +70,8 @@ def _row_lines(
     row, parts = table.rows[number], []
     runs = {task: cells.get(CellKey(backbone, number, task), {}) for task in table.tasks}
     for kind, suffix, values in kinds(row, runs):
-        lines, why = [], []
+        lines: list[TableLine] = []
+        why: list[Obstacle] = []
         for task in table.tasks:
             line = TableLine(backbone=backbone, number=number, label=row.label + suffix, kind=kind, task=task)
             of_kind = {value: by_seed for value, by_seed in runs[task].items() if value in values}

@@ -96,7 +96,7 @@ def obstacles_of(record: RunRecord, table: Table, row: Row) -> Obstacles:
 def _settings(paper: str, task: str, method: str) -> dict[str, Any]:
     """The paper's settings by config key: its recipe, the method's YAML, and what it leaves alone."""
     recipe = OmegaConf.load(CONFIGS / "recipe" / paper / f"{task}.yaml")
-    values = OmegaConf.load(CONFIGS / "method" / f"{method}.yaml")
+    values: Any = OmegaConf.load(CONFIGS / "method" / f"{method}.yaml")
     for key in ("_target_", "version", "target_modules"):
         del values[key]
     merged: Any = OmegaConf.to_container(OmegaConf.merge(recipe, {"method": values}), resolve=True)

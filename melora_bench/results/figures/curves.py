@@ -1,5 +1,7 @@
 """The selection metric by epoch: mean and sd over the seeds, and over the values of n of a row that has several."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -21,6 +23,7 @@ def figure(section: Section) -> Figure | None:
         sd = values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
         band(by_task[key.task], epochs, values.mean(0), sd, key.row, section.table.rows[key.row].label)
     for axes in by_task.values():
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        locator: Any = axes.xaxis.get_major_locator()
+        locator.set_params(integer=True)
     finish(drawing, by_task, "epoch", "score, %")
     return drawing

@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -15,7 +16,7 @@ from melora_bench.files import write_atomic
 # Okabe and Ito's colours, which colour-blind readers can tell apart, and a marker of its own for each.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 MARKERS = "osD^vP*X"
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.size": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -63,7 +64,7 @@ def band(
 
 def finish(figure: Figure, by_name: dict[str, Axes], x: str, y: str) -> None:
     """Axis labels, and one legend for all panels below them."""
-    named = {}
+    named: dict[str, Artist] = {}
     for axes in by_name.values():
         axes.set_xlabel(x)
         place = axes.get_subplotspec()
