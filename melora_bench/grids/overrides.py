@@ -54,8 +54,10 @@ def split_overrides(table: Table, overrides: list[str]) -> tuple[dict[str, Overr
     narrowing = table.narrowing
     for override in given:
         if override.is_sweep and override.key not in narrowing:
-            raise ValueError(f"{override.key}={override.value}: a table can be narrowed by {', '.join(sorted(narrowing))}; "
-                             f"give {override.key} one value")  # fmt: skip
+            raise ValueError(
+                f"{override.key}={override.value}: a table can be narrowed by {', '.join(sorted(narrowing))}; give "
+                f"{override.key} one value"
+            )
     selections = {override.key: override for override in given if override.key in narrowing}
     return selections, {override.key: override for override in given if override.key not in narrowing}
 
