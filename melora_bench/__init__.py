@@ -8,7 +8,11 @@ import importlib
 __version__ = "0.1.0"
 
 # Name -> the module that defines it.
-API = {"adapt": "melora_bench.adapters.adapt"}
+API = {
+    "Table": "melora_bench.results.frames",
+    "adapt": "melora_bench.adapters.adapt",
+    "load_records": "melora_bench.results.frames",
+}
 
 
 def __getattr__(name: str) -> object:

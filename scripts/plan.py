@@ -5,7 +5,7 @@ import sys
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from melora_bench.grids.grid import split_arguments
+from melora_bench.grids.overrides import split_arguments
 from melora_bench.training.processes import interruptible
 
 
@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> int:
         print("error: name one table: make plan TABLE=mplora_table1", file=sys.stderr)
         return 2
     from melora_bench.grids.plan import FORWARD_SHARE, PROBE_STEPS, plan
-    from melora_bench.results.tables import load_grid
+    from melora_bench.grids.tables import load_table
 
     try:
         costs = plan(tables[0], overrides)
@@ -43,11 +43,11 @@ def main(arguments: list[str]) -> int:
     if len(unknown) < len(missing):
         print(f"{steps:,} steps, {tokens:,} tokens to train on, {evaluated:,} to evaluate: about {duration(hours)} here "
               f"(from {PROBE_STEPS} steps per method; an evaluated token counts {FORWARD_SHARE:.2f})")  # fmt: skip
-    table = load_grid(tables[0])["table"]
-    if "trained_on" in table:
+    table = load_table(tables[0])
+    if table.trained_on:
         count = sum(len(cost.point.config.seeds) for cost in costs)
         print(f"the plan is of training: {count} models are then scored on "
-              f"{', '.join(table['tasks'])}; scripts/instructeval.py with a limit shows the time it takes")  # fmt: skip
+              f"{', '.join(table.tasks)}; scripts/instructeval.py with a limit shows the time it takes")  # fmt: skip
     if unknown:
         print(f"the cost of {len(unknown)} points is unknown: {unknown[0].problem}")
     return 0

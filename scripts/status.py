@@ -9,8 +9,10 @@ import sys
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from melora_bench.grids.grid import experiment, points, split_arguments
-from melora_bench.results.tables import load_grid
+from melora_bench.grids.jobs import jobs
+from melora_bench.grids.overrides import split_arguments
+from melora_bench.grids.tables import load_table
+from melora_bench.grids.trials import experiment
 from melora_bench.training.configs import compose_run
 from melora_bench.training.points import Point
 from melora_bench.training.processes import interruptible
@@ -27,7 +29,7 @@ def main(arguments: list[str]) -> int:
     tables = tables or BOTH
     try:
         if NAME in arguments:
-            print(*(experiment(load_grid(table), overrides)[0] for table in tables))
+            print(*(experiment(load_table(table), overrides)[0] for table in tables))
             return 0
         shown = [show(table, overrides, alone=len(tables) == 1) for table in tables]
         return 0 if any(shown) else 1
@@ -39,16 +41,16 @@ def main(arguments: list[str]) -> int:
 def show(table: str, overrides: list[str], alone: bool = True) -> bool:
     """Print the states of a table's points; False, saying so, if a selection among several tables leaves it none."""
     totals: collections.Counter = collections.Counter()
-    grid = load_grid(table)
+    grid = load_table(table)
     try:
-        jobs = points(grid["table"], overrides)
+        todo = jobs(grid, overrides)
     except ValueError as error:
         if alone:
             raise
         print(f"{table}: {error}\n")
         return False
     name, trial = experiment(grid, overrides)
-    for job in jobs:
+    for job in todo:
         point = Point.of(*compose_run([f"table={table}", *job, f"experiment={name}"]))
         states = {seed: point.state(seed) for seed in point.config.seeds}
         refused = _refusals(point, [seed for seed in states if states[seed] == "done"])

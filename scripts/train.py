@@ -5,10 +5,11 @@ import sys
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from melora_bench.files import home
-from melora_bench.grids.grid import own_experiment
+from melora_bench.grids.tables import composed_table
+from melora_bench.grids.trials import own_experiment
 from melora_bench.instructeval.config import misnamed
 from melora_bench.training.processes import interruptible
 from melora_bench.training.progress import setup_logging
@@ -21,7 +22,11 @@ def main(cfg: DictConfig) -> None:
     setup_logging()
     hydra_config = HydraConfig.get()
     if cfg.get("table") and hydra_config.mode == RunMode.RUN:  # one point of a table; a grid's sweeper has seen to it
-        cfg.experiment = own_experiment(OmegaConf.to_container(cfg), hydra_config.overrides.task)
+        try:
+            table = composed_table(cfg, hydra_config.runtime.choices["table"])
+        except ValueError as error:
+            sys.exit(f"error: {error}")
+        cfg.experiment = own_experiment(table, hydra_config.overrides.task)
     try:
         run(cfg, hydra_config.runtime.choices)
     except RunError:

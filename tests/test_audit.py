@@ -5,11 +5,12 @@ import dataclasses
 import numpy as np
 from synthetic import record
 
+from melora_bench.grids.tables import load_table
 from melora_bench.results.audit import _noise, _selection, verdicts
-from melora_bench.results.tables import load_grid
+from melora_bench.results.cells import CellKey
 
-TABLE = load_grid("audit")["table"]
-NUMBER = {row["label"]: number for number, row in enumerate(TABLE["rows"])}
+TABLE = load_table("audit")
+NUMBER = {row.label: number for number, row in enumerate(TABLE.rows)}
 
 
 def cells(**found) -> dict:
@@ -20,7 +21,7 @@ def cells(**found) -> dict:
         "one": "Share-LoRA one mask",
         "own": "Share-LoRA own masks",
     }
-    return {("minilm", NUMBER[labels[name]], "movie"): runs for name, runs in found.items()}
+    return {CellKey("minilm", NUMBER[labels[name]], "movie"): runs for name, runs in found.items()}
 
 
 def lora(*scores: float) -> dict:
@@ -81,7 +82,7 @@ def test_seeds_and_backbones_are_not_mixed():
     [line] = verdicts(TABLE, cells(lora=ours, mplora={"2": {1: record(seed=1, curve=(0.5, 0.9))}}))
     assert "and 1 seeds" in line
     assert verdicts(TABLE, cells(lora=ours, mplora={"2": {7: record(seed=7)}})) == verdicts(TABLE, {})
-    both = cells(lora=ours) | {("roberta_base", NUMBER["MPLoRA lambda=0"], "movie"): {"2": lora(0.1)}}
+    both = cells(lora=ours) | {CellKey("roberta_base", NUMBER["MPLoRA lambda=0"], "movie"): {"2": lora(0.1)}}
     assert verdicts(TABLE, both) == verdicts(TABLE, {})
 
 

@@ -17,9 +17,9 @@ from omegaconf import OmegaConf
 
 from melora_bench import methods
 from melora_bench.files import ROOT
-from melora_bench.grids.grid import as_list, points
+from melora_bench.grids.jobs import jobs
+from melora_bench.grids.tables import load_table
 from melora_bench.methods.base import Method
-from melora_bench.results.tables import load_grid
 from melora_bench.training.configs import GROUPS, RunConfig, compose_run
 from melora_bench.training.points import Point
 
@@ -52,20 +52,20 @@ METRICS = {"cola": "matthews", "stsb": "pearson"}
 @functools.cache
 def grid(table: str, whole: bool = False) -> list[tuple[list[str], Point]]:
     """The points of a table, composed as a sweep would: all of them, or those of its first task and one of each other."""
-    jobs = points(load_grid(table)["table"], [])
-    first = {job[0]: job for job in reversed(jobs)}  # by task=
-    return [(job, Point.of(*compose_run([f"table={table}", *job]))) for job in jobs
-            if whole or job[0] == jobs[0][0] or job is first[job[0]]]  # fmt: skip
+    every = jobs(load_table(table), [])
+    first = {job[0]: job for job in reversed(every)}  # by task=
+    chosen = [job for job in every if whole or job[0] == every[0][0] or job is first[job[0]]]
+    return [(job, Point.of(*compose_run([f"table={table}", *job]))) for job in chosen]
 
 
 @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["in part", "whole"])
 @pytest.mark.parametrize("table", options("table"))
 def test_every_point_of_a_table_composes_to_a_run_of_its_own(table, whole):
-    content, found = load_grid(table), grid(table, whole=True) if whole else grid(table)  # one call each, as it is kept
-    tasks = as_list(content["table"].get("trained_on", content["table"]["tasks"]))
-    assert {job[0] for job, _ in found} == {f"task={task}" for task in tasks}
+    found = grid(table, whole=True) if whole else grid(table)  # one call each, as it is kept
+    seeds = OmegaConf.load(CONFIGS / "table" / f"{table}.yaml").seeds
+    assert {job[0] for job, _ in found} == {f"task={task}" for task in load_table(table).trained_tasks}
     for job, point in found:
-        assert point.config.seeds == content["seeds"]
+        assert point.config.seeds == seeds
         assert point.config.experiment == table
         for key, _, value in (override.partition("=") for override in job):
             group, _, name = key.partition(".")
@@ -77,11 +77,7 @@ def test_every_point_of_a_table_composes_to_a_run_of_its_own(table, whole):
 
 @pytest.mark.parametrize(
     ("table", "paper"),
-    [
-        (name, table["paper"])
-        for name in options("table")
-        if (table := load_grid(name)["table"])["paper"] and "trained_on" not in table
-    ],
+    [(name, table.paper) for name in options("table") if (table := load_table(name)).paper and not table.trained_on],
 )
 def test_a_papers_table_runs_its_own_recipe_on_its_own_backbone(table, paper):
     for _, point in grid(table):

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from synthetic import record
 
-from melora_bench.results.figures import against_parameters, curves, draw, forest, spectrum, sweep, to_lora
-from melora_bench.results.tables import assemble
+from melora_bench.results.assembled import assemble
+from melora_bench.results.figures import curves, draw, parameters, spectrum, sweep
+from melora_bench.results.figures.forest import Difference, differences, forest
+from melora_bench.results.sections import Section
 
 
 def saved(folder, *found):
@@ -26,13 +28,14 @@ def lora_and_mplora(gain: float = 0.01) -> list:
     return found
 
 
-def mine(it, backbone="roberta_base") -> dict:
-    return {(number, task): runs for (name, number, task), runs in it.cells.items() if name == backbone}
+def section(name: str, results: str) -> Section:
+    """The table's part on the one backbone that the records have."""
+    [found] = assemble(name, results).sections
+    return found
 
 
 def test_curves_show_mean_and_spread_by_epoch(tmp_path):
-    it = assemble("mplora_table2", saved(tmp_path, *lora_and_mplora()))
-    figure = curves(it.table, mine(it), "title")
+    figure = curves.figure(section("mplora_table2", saved(tmp_path, *lora_and_mplora())))
     axes = figure.axes[0]
     assert [axes.get_title() for axes in figure.axes] == ["mrpc", "rte"]
     lines = {line.get_label(): line for line in axes.lines}
@@ -44,8 +47,7 @@ def test_curves_show_mean_and_spread_by_epoch(tmp_path):
 
 
 def test_parameters_show_each_rows_best(tmp_path):
-    it = assemble("mplora_table2", saved(tmp_path, *lora_and_mplora()))
-    axes = against_parameters(it.table, it.rows, "title").axes[0]
+    axes = parameters.figure(section("mplora_table2", saved(tmp_path, *lora_and_mplora()))).axes[0]
     heights = {bar.get_label(): bar.lines[0].get_ydata()[0] for bar in axes.containers}
     assert heights == pytest.approx({"LoRA r=8": 81, "MPLoRA r=8, best n": 84, "MPLoRA r=8, mean over n": 83})
     assert axes.get_xscale() == "log" and axes.get_xlim() == (294912 / 2, 294912 * 2)
@@ -55,8 +57,7 @@ def test_parameters_show_each_rows_best(tmp_path):
 
 
 def test_best_and_mean_over_n_look_different(tmp_path):
-    it = assemble("mplora_table2", saved(tmp_path, *lora_and_mplora()))
-    axes = against_parameters(it.table, it.rows, "title").axes[0]
+    axes = parameters.figure(section("mplora_table2", saved(tmp_path, *lora_and_mplora()))).axes[0]
     looks = {bar.get_label(): bar.lines[0] for bar in axes.containers}
     best, mean = looks["MPLoRA r=8, best n"], looks["MPLoRA r=8, mean over n"]
     assert best.get_color() == mean.get_color()  # one method
@@ -75,12 +76,11 @@ def small_glue(folder):
                                                    ("full", 22_713_216, 8, 0.9, {"lr": 1e-4}))]  # fmt: skip
     for each in found:
         each.choices["recipe"], each.run_id = "small", each.run_id.replace("mplora_table2", "small_glue")
-    return assemble("small_glue", saved(folder, *found))
+    return section("small_glue", saved(folder, *found))
 
 
 def test_no_adapter_is_a_level_and_adds_no_decades(tmp_path):
-    it = small_glue(tmp_path)
-    axes = against_parameters(it.table, it.rows, "title").axes[0]
+    axes = parameters.figure(small_glue(tmp_path)).axes[0]
     assert {bar.get_label() for bar in axes.containers} == {"VeRA r=256", "LoRA r=8", "full fine-tuning"}
     assert axes.get_xlim() == (7680 / 2, 2 * 22_713_216)
     level = next(line for line in axes.lines if line.get_linestyle() == "--")
@@ -90,8 +90,7 @@ def test_no_adapter_is_a_level_and_adds_no_decades(tmp_path):
 
 def test_steps_are_the_best_mean_up_to_so_many_parameters(tmp_path):
     """LoRA has more parameters than VeRA and a lower score: it raises nothing."""
-    it = small_glue(tmp_path)
-    axes = against_parameters(it.table, it.rows, "title").axes[0]
+    axes = parameters.figure(small_glue(tmp_path)).axes[0]
     steps = next(line for line in axes.lines if line.get_label().startswith("steps"))
     assert steps.get_drawstyle() == "steps-post"
     assert list(steps.get_xdata()) == [7680 / 2, 7680, 22_713_216, 2 * 22_713_216]
@@ -101,15 +100,16 @@ def test_steps_are_the_best_mean_up_to_so_many_parameters(tmp_path):
 
 def test_differences_are_paired_by_seed(tmp_path):
     """The same gain at every seed has no spread, however far the seeds are apart."""
-    it = assemble("mplora_table2", saved(tmp_path, *lora_and_mplora()))
-    found = {label: rest for label, *rest in to_lora(it.table, it.rows)}
+    found = {one.label: one for one in differences(section("mplora_table2", saved(tmp_path, *lora_and_mplora())))}
     assert found.keys() == {"MPLoRA r=8, best n", "MPLoRA r=8, mean over n"}
-    mean, low, high, seeds, tasks = found["MPLoRA r=8, best n"]
-    assert (mean, low, high) == pytest.approx((3, 3, 3)) and (seeds, tasks) == (3, "mrpc, rte")
+    best = found["MPLoRA r=8, best n"]
+    assert (best.mean, best.low, best.high) == pytest.approx((3, 3, 3))
+    assert (best.seeds, best.tasks) == (3, ["mrpc", "rte"])
 
 
 def test_intervals_come_with_their_seeds_and_a_warning():
-    spread, same = ("A", 1.0, -1.0, 3.0, 3, "mrpc"), ("B", 2.0, 2.0, 2.0 + 1e-12, 9, "mrpc")
+    spread = Difference(label="A", mean=1.0, low=-1.0, high=3.0, seeds=3, tasks=["mrpc"])
+    same = Difference(label="B", mean=2.0, low=2.0, high=2.0 + 1e-12, seeds=9, tasks=["mrpc"])
     axes = forest([spread, same], "title").axes[0]
     bars = [line for line in axes.lines if len(set(line.get_ydata())) == 1 and len(line.get_ydata()) == 2]
     assert [list(bar.get_xdata()) for bar in bars] == [[-1, 3]]  # none for B
@@ -130,8 +130,8 @@ def test_a_sweep_shows_ours_and_the_published_points(tmp_path):
         for n in (2, 4, 8)
         for task in ("mrpc", "cola", "stsb")
     ]
-    it = assemble("mplora_table3", saved(tmp_path, *found))
-    figure = sweep(it.table, mine(it), it.rows, "title", *it.table["sweeps"][0])
+    table3 = section("mplora_table3", saved(tmp_path, *found))
+    figure = sweep.figure(table3, *table3.table.sweeps[0])
     average = next(axes for axes in figure.axes if axes.get_title().startswith("average"))
     ours = next(line for line in average.lines if line.get_label() == "ours")
     assert dict(zip(ours.get_xdata(), ours.get_ydata(), strict=True)) == pytest.approx({0.0: 80, 0.1: 90})
@@ -149,8 +149,8 @@ def test_a_sweep_shows_ours_and_the_published_points(tmp_path):
 
 def test_a_sweep_of_n_or_r_doubles(tmp_path):
     own = {"experiment": "mplora_fig2", "method": "mplora"}
-    it = assemble("mplora_fig2", saved(tmp_path, *(record(n=n, **own) for n in (1, 2, 4))))
-    (by_n, by_r) = (sweep(it.table, mine(it), it.rows, "title", *each).axes[0] for each in it.table["sweeps"])
+    fig2 = section("mplora_fig2", saved(tmp_path, *(record(n=n, **own) for n in (1, 2, 4))))
+    by_n, by_r = (sweep.figure(fig2, *pair).axes[0] for pair in fig2.table.sweeps)
     for axes, values in ((by_n, [1, 2, 3, 4, 6, 8]), (by_r, [1, 2, 4, 8, 16, 32])):
         assert axes.get_xscale() == "log" and axes.xaxis.get_transform().base == 2
         assert axes.get_xticks().tolist() == values and not len(axes.get_xticks(minor=True))
@@ -158,11 +158,8 @@ def test_a_sweep_of_n_or_r_doubles(tmp_path):
 
 def test_many_panels_wrap(tmp_path):
     tasks = ("mrpc", "rte", "cola", "stsb", "sst2")
-    it = assemble("mplora_table2", saved(tmp_path, *(record(task=task) for task in tasks)))
-    for figure, columns in (
-        (curves(it.table, mine(it), "title"), 4),
-        (against_parameters(it.table, it.rows, "title"), 2),
-    ):
+    five = section("mplora_table2", saved(tmp_path, *(record(task=task, curve=(0.5, 0.8)) for task in tasks)))
+    for figure, columns in ((curves.figure(five), 4), (parameters.figure(five), 2)):
         places = [axes.get_subplotspec() for axes in figure.axes]
         assert len(places) == 5 and places[0].get_gridspec().ncols == columns and figure.get_figwidth() <= 10.4
         assert [bool(axes.get_ylabel()) for axes in figure.axes] == [place.is_first_col() for place in places]
@@ -176,8 +173,7 @@ def test_a_spectrum_counts_by_layer_and_module(tmp_path):
         counts = dict(zip(layers, (8, 6, 4 + seed, 2), strict=True))
         one.epochs[-1]["report"]["singular_values_above_0.1"] = counts
         found.append(one)
-    it = assemble("melora_fig3", saved(tmp_path, *found))
-    query, value = spectrum(it.table, mine(it), "title").axes
+    query, value = spectrum.figure(section("melora_fig3", saved(tmp_path, *found))).axes
     assert (query.get_title(), value.get_title()) == ("mrpc: query", "mrpc: value")
     assert query.lines[0].get_ydata().tolist() == [8, 4.5] and value.lines[0].get_ydata().tolist() == [6, 2]
 

@@ -13,15 +13,17 @@ from synthetic import record
 
 from melora_bench.external.shapes import name as is_name
 from melora_bench.files import ROOT
-from melora_bench.grids.grid import experiment, points
-from melora_bench.results.tables import assemble, load_grid
+from melora_bench.grids.jobs import jobs
+from melora_bench.grids.tables import load_table
+from melora_bench.grids.trials import experiment
+from melora_bench.results.assembled import assemble
 from melora_bench.training.points import Point
 
 TABLES = sorted(path.stem for path in (ROOT / "configs" / "table").glob("*.yaml"))
 
 
 def grid(name: str, *overrides: str) -> list[list[str]]:
-    return points(load_grid(name)["table"], list(overrides))
+    return jobs(load_table(name), list(overrides))
 
 
 @pytest.mark.parametrize(("name", "per_task", "tasks"), [
@@ -34,16 +36,16 @@ def grid(name: str, *overrides: str) -> list[list[str]]:
     ("audit", 6, "movie"),
 ])  # fmt: skip
 def test_a_table_is_its_rows_times_its_tasks(name, per_task, tasks):
-    jobs = grid(name)
-    assert len(jobs) == per_task * len(tasks.split())
-    assert all(sum(f"task={task}" in job for job in jobs) == per_task for task in tasks.split())
+    made = grid(name)
+    assert len(made) == per_task * len(tasks.split())
+    assert all(sum(f"task={task}" in job for job in made) == per_task for task in tasks.split())
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_no_point_stands_twice_and_each_names_its_task_and_method_once(name):
-    jobs = grid(name)
-    assert len({frozenset(job) for job in jobs}) == len(jobs)
-    for job in jobs:
+    made = grid(name)
+    assert len({frozenset(job) for job in made}) == len(made)
+    for job in made:
         keys = [override.partition("=")[0] for override in job]
         assert len(set(keys)) == len(keys)
         assert {"task", "method"} <= set(keys)
@@ -73,10 +75,10 @@ def test_a_point_in_full():
 
 
 def test_what_no_row_lists_is_appended_to_every_point():
-    jobs = grid("quickstart", "epochs=1", "task=movie", "seeds=[0,1]", "+note=a=b")
-    assert len(jobs) == 15
-    assert all(job[-3:] == ["epochs=1", "seeds=[0,1]", "+note=a=b"] for job in jobs)
-    assert ["task=movie", "method=head", "epochs=1", "seeds=[0,1]", "+note=a=b"] in jobs
+    made = grid("quickstart", "epochs=1", "task=movie", "seeds=[0,1]", "+note=a=b")
+    assert len(made) == 15
+    assert all(job[-3:] == ["epochs=1", "seeds=[0,1]", "+note=a=b"] for job in made)
+    assert ["task=movie", "method=head", "epochs=1", "seeds=[0,1]", "+note=a=b"] in made
 
 
 def test_a_row_keeps_its_own_values():
@@ -121,7 +123,7 @@ def test_nothing_left_is_refused_with_what_there_is(overrides, message):
 def test_what_leaves_a_grid_in_its_own_experiment(overrides):
     """Which points, where files are, who trains them, on which backbone; values that the table's points have anyway, however
     they are written; and a name of the user's has the last word."""
-    name, trial = experiment(load_grid("mplora_table2"), overrides)
+    name, trial = experiment(load_table("mplora_table2"), overrides)
     assert (name, trial) == ("mine" if overrides and overrides[0] == "experiment=mine" else "mplora_table2", [])
 
 
@@ -138,7 +140,7 @@ def test_what_leaves_a_grid_in_its_own_experiment(overrides):
 ])  # fmt: skip
 def test_a_trial_gets_an_experiment_of_its_own(overrides, name):
     """In whatever order it was typed; a name is one part of a path, and not too long for one."""
-    grid = load_grid("mplora_table2")
+    grid = load_table("mplora_table2")
     found = experiment(grid, overrides)[0]
     assert found == experiment(grid, overrides[::-1])[0] and "somebody" not in found
     assert re.fullmatch(f"{re.escape(name)}[0-9a-f]{{8}}" if name[-1] == "-" else re.escape(name), found)

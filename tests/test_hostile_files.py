@@ -3,6 +3,7 @@ the file; nothing runs, hangs, fills the memory or is written elsewhere."""
 
 import base64
 import copy
+import dataclasses
 import gzip
 import html
 import json
@@ -32,6 +33,7 @@ from torch import nn
 from melora_bench.adapters.peft_format import _by_module, load_peft
 from melora_bench.external import reading
 from melora_bench.files import ROOT, canonical_json, sha256_json
+from melora_bench.grids.tables import load_table
 from melora_bench.methods.lora import LoRALayer
 from melora_bench.records import records
 from melora_bench.records.identity import config_hash
@@ -180,10 +182,10 @@ def hostile(tmp_path, monkeypatch):
         one.git["commit"] = TEXT
         one.data["train"] |= {"label": TEXT, "file": TEXT}
         one.save(tmp_path)
-    grid = copy.deepcopy(tables.load_grid("mplora_table2"))
-    grid["table"] |= {"title": f"{TEXT} $x\nb", "average": "=1+1"}
-    grid["table"]["rows"][0]["label"] = f"@{TEXT}"
-    monkeypatch.setattr(tables, "load_grid", lambda name: grid)
+    table = load_table("mplora_table2")
+    rows = [dataclasses.replace(table.rows[0], label=f"@{TEXT}"), *table.rows[1:]]
+    table = dataclasses.replace(table, title=f"{TEXT} $x\nb", average="=1+1", rows=rows)
+    monkeypatch.setattr("melora_bench.results.assembled.load_table", lambda name: table)
     return tmp_path
 
 
@@ -257,9 +259,7 @@ def test_an_experiment_that_is_no_name(tmp_path):
     assert line.startswith("experiment '../x' must be a name of letters, digits, _, - and .") and not any(
         tmp_path.iterdir()
     )
-    assert refusal(tables.load_grid, "../recipe/quick").startswith(
-        "table '../recipe/quick' is unknown: there are audit, "
-    )
+    assert refusal(load_table, "../recipe/quick").startswith("table '../recipe/quick' is unknown: there are audit, ")
 
 
 # ---- PEFT

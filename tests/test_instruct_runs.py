@@ -18,6 +18,7 @@ from melora_bench.adapters.files import about
 from melora_bench.external.fields import build
 from melora_bench.files import sha256_file
 from melora_bench.grids.plan import Size, plan
+from melora_bench.grids.tables import Row, Table
 from melora_bench.methods.lora import LoRALayer
 from melora_bench.records import records
 from melora_bench.tasks.instruct import InstructTask
@@ -230,8 +231,8 @@ def test_rows_per_second_count_rows_not_evaluations(alpaca_overrides):
 
 def test_the_plan_counts_what_a_run_by_steps_does(alpaca_overrides, monkeypatch):
     """Six steps are one and a half epochs of four; evaluated after four of them and at the end."""
-    grid = {"experiment": "audit", "table": {"tasks": ["alpaca"], "rows": [{"points": {"method": "lora"}}]}}
-    monkeypatch.setattr("melora_bench.grids.plan.load_grid", lambda name: grid)
+    grid = Table(title="", experiment="audit", tasks=["alpaca"], rows=[Row(label="LoRA", settings={"method": "lora"})])
+    monkeypatch.setattr("melora_bench.grids.plan.load_table", lambda name: grid)
     kept = [item for item in alpaca_overrides if not item.startswith("task=")]
     limits = ["max_train_rows=null", "max_eval_rows=null", "seeds=[0,1]", "max_steps=6", "eval_steps=4"]
     [cost] = plan("audit", [*kept, *limits])

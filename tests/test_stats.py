@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import record
 
-from melora_bench.results.estimates import scores, sure
+from melora_bench.results.estimates import certainty, scores
 from melora_bench.results.stats import average_interval, improvement
 
 
@@ -83,11 +83,11 @@ def found(*values: float) -> dict:
 def test_an_average_is_compared_at_common_seeds():
     """Three seeds of ours, two of LoRA's: the interval uses three, the comparison two."""
     ours, lora = [found(0.8, 0.9, 0.7)], [found(0.7, 0.95)]
-    both = sure(ours, lora)["best"]
+    both = certainty(ours, lora)["best"]
     assert both.interval == "70.00 to 90.00"
     assert both.beats_lora == "0.50 (0.00 to 1.00)"
-    assert sure(lora, lora)["best"].beats_lora == "" and sure(ours, [])["best"].beats_lora == ""
-    one = sure([found(0.8)], [found(0.7)])["best"]
+    assert certainty(lora, None)["best"].beats_lora == "" and certainty(ours, None)["best"].beats_lora == ""
+    one = certainty([found(0.8)], [found(0.7)])["best"]
     assert (one.interval, one.beats_lora) == ("", "")
 
 

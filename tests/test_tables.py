@@ -14,29 +14,26 @@ import pytest
 from synthetic import record
 
 from melora_bench.files import ROOT
+from melora_bench.grids.tables import Row, Table, load_table
 from melora_bench.records.identity import config_hash
+from melora_bench.results.assembled import with_numbers
+from melora_bench.results.cells import collect
+from melora_bench.results.estimates import Score, scores
 from melora_bench.results.published import Cell
-from melora_bench.results.tables import (
-    Score,
-    _settings,
-    collect,
-    load_grid,
-    obstacle,
-    regenerate,
-    scores,
-    verdict,
-    with_numbers,
-)
+from melora_bench.results.tables import regenerate
+from melora_bench.results.verdicts import Obstacle, Verdict, _settings, in_words, judge, obstacles_of
 
 GOLDEN = Path(__file__).parent / "data" / "tables"
 TASKS = ["mrpc", "cola", "sst2", "stsb", "qnli", "rte"]
-TABLE = {
-    "tasks": TASKS,
-    "rows": [
-        {"label": "LoRA", "points": {"method": "lora", "method.r": 8}},
-        {"label": "MPLoRA", "points": {"method": "mplora", "method.n": [2, 4]}, "over": "method.n"},
+TABLE = Table(
+    title="",
+    experiment="mplora_table2",
+    tasks=TASKS,
+    rows=[
+        Row(label="LoRA", settings={"method": "lora", "method.r": 8}),
+        Row(label="MPLoRA", settings={"method": "mplora", "method.n": [2, 4]}, over="method.n"),
     ],
-}
+)
 
 
 def saved(folder: Path, *found) -> Path:
@@ -69,8 +66,8 @@ def test_records_are_grouped_by_backbone_row_task_value_and_seed(tmp_path):
 
 def test_a_row_with_a_backbone_of_its_own_stands_among_the_tables(tmp_path):
     """A run of that backbone in another row, which names none, keeps a section of its own."""
-    quantized = {"label": "QLoRA", "points": {"method": "lora", "method.r": 8, "backbone": "small"}}
-    table = TABLE | {"rows": [*TABLE["rows"], quantized], "backbone": "large"}
+    quantized = Row(label="QLoRA", settings={"method": "lora", "method.r": 8, "backbone": "small"})
+    table = dataclasses.replace(TABLE, rows=[*TABLE.rows, quantized], backbone="large")
     found = [record(backbone=name) for name in ("large", "small")] + [record(backbone="small", method="mplora", n=2)]
     cells = collect(table, found, tmp_path)
     assert sorted(cells) == [("large", 0, "mrpc"), ("large", 2, "mrpc"), ("small", 1, "mrpc")]
@@ -122,7 +119,8 @@ def test_weights_of_a_folder_are_no_papers_backbone(tmp_path):
     made.model["name"] = "local-roberta"
     [(backbone, _, _)] = collect(TABLE, [made], tmp_path)
     assert backbone == "local-roberta"
-    assert "backbone local-roberta" in obstacle(made, TABLE | {"paper": "mplora"}, {})
+    found = obstacles_of(made, dataclasses.replace(TABLE, paper="mplora"), TABLE.rows[0])
+    assert found[0] == Obstacle("backbone", "backbone local-roberta")
 
 
 def test_a_missing_split_is_other_data(tmp_path):
@@ -198,14 +196,16 @@ def test_the_first_of_equal_values_is_picked(order, chosen):
 def test_the_verdict_turns_at_twice_the_standard_error_and_half_a_unit(text, shift, expected):
     score = Score(dict(enumerate(value + shift for value in (50.75, 49.75, 49.75, 49.75))))
     assert (score.mean - shift, score.sd) == (50.0, 0.5)
-    assert verdict(score, Cell(text, "roberta-base", "source"), "") == expected
+    assert str(judge(score, Cell(text, "roberta-base", "source"))) == expected
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, "too few seeds"), (2, "too few seeds"), (3, "agrees")])
 def test_fewer_than_three_seeds_get_no_verdict(count, expected):
     score = Score(dict.fromkeys(range(count), 87.0))
-    assert verdict(score, Cell("87.00", "", ""), "") == expected
-    assert verdict(score, Cell("87.00", "", ""), "backbone minilm") == "not comparable: backbone minilm"
+    assert str(judge(score, Cell("87.00", "", ""))) == expected
+    other = (Obstacle("backbone", "backbone minilm"),)
+    assert judge(score, Cell("87.00", "", ""), other) == Verdict("not_comparable", other)
+    assert str(Verdict("not_comparable", other)) == "not comparable: backbone minilm"
     assert Score({0: 1.0, 1: 2.0}).text(2) == "1.50 ± 0.71"
     assert Score({0: 1.0}).text(2) == "1.00 (1)"
 
@@ -239,8 +239,8 @@ def score(task: str, label: str, **changed):
     ("bbh", "BBH", {"shots": 1, "which": "last"}, "task.shots 1 instead of 3, task.which last instead of best"),
 ])  # fmt: skip
 def test_another_protocol_or_data_set_is_not_compared(task, label, change, expected):
-    table = load_grid("melora_table3")["table"]
-    assert obstacle(score(task, label, **change), table, table["rows"][0]["points"]) == expected
+    table = load_table("melora_table3")
+    assert in_words(obstacles_of(score(task, label, **change), table, table.rows[0])) == expected
 
 
 def test_a_row_is_compared_with_a_row_below_it(tmp_path):
@@ -262,7 +262,7 @@ def test_a_row_is_compared_with_a_row_below_it(tmp_path):
 def test_equal_ranks_are_compared_with_each_other(tmp_path):
     """MELoRA at equivalent rank 8 beats LoRA r=8 and not r=4."""
     tops = {("lora", 4, None): 0.9, ("lora", 8, None): 0.5, ("melora", 4, 2): 0.7}
-    tasks = load_grid("melora_table4")["table"]["tasks"]
+    tasks = load_table("melora_table4").tasks
     for task, ((method, r, n), top), seed in itertools.product(tasks, tops.items(), (0, 1)):
         shape = {"recipe": f"melora/{task}", "experiment": "melora_table4", "curve": (top,)}
         saved(tmp_path, record(method=method, r=r, n=n, task=task, seed=seed, **shape))
@@ -341,11 +341,11 @@ def test_a_value_stands_alone_until_the_others_are_there(tmp_path):
 
 def test_what_one_row_sets_is_the_papers_own_in_the_others():
     """Full fine-tuning has a learning rate of its own in this table; LoRA has not."""
-    table = load_grid("melora_table3")["table"]
+    table = load_table("melora_table3")
     other = record(task="mmlu", recipe="melora/alpaca", backbone="llama2_7b", lr=1e-3)
-    [full, lora] = [next(row for row in table["rows"] if row["label"] == label) for label in ("FT", "LoRA")]
-    assert obstacle(other, table, full["points"]) == ""
-    assert obstacle(other, table, lora["points"]) == "lr 0.001 instead of 0.0003"
+    [full, lora] = [next(row for row in table.rows if row.label == label) for label in ("FT", "LoRA")]
+    assert obstacles_of(other, table, full) == ()
+    assert obstacles_of(other, table, lora) == (Obstacle("setting", "lr 0.001 instead of 0.0003"),)
 
 
 def test_without_records_a_papers_table_shows_the_published_numbers_alone(tmp_path):
@@ -376,7 +376,7 @@ def test_an_unknown_table_is_refused_with_those_there_are():
     with pytest.raises(
         ValueError, match=r"'glue' is unknown: there are .*melora_table2, .*mplora_table2, .*quickstart"
     ):
-        load_grid("glue")
+        load_table("glue")
 
 
 def test_a_bad_record_stops_the_table_and_leaves_the_old_files(tmp_path):

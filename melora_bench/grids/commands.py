@@ -8,9 +8,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from melora_bench.files import home, options, reason
-from melora_bench.grids.grid import experiment as experiment_of
-from melora_bench.grids.grid import split_arguments
-from melora_bench.results.tables import load_grid, with_numbers
+from melora_bench.grids.overrides import split_arguments
+from melora_bench.grids.tables import load_table
+from melora_bench.grids.trials import experiment as experiment_of
+from melora_bench.results.assembled import with_numbers
 
 
 def for_tables(
@@ -33,7 +34,7 @@ def for_tables(
         values = [override.value() for override in OverridesParser.create().parse_overrides(folder)]
         results = values[-1] if values else arguments.results and home(arguments.results)
         for name in wanted or with_numbers(names, results):
-            experiment = arguments.experiment or (experiment_of(load_grid(name), overrides)[0] if wanted else None)
+            experiment = arguments.experiment or (experiment_of(load_table(name), overrides)[0] if wanted else None)
             for line in make(name, results, experiment, bool(wanted)):
                 print(line)
     except (ValueError, HydraException) as error:

@@ -7,8 +7,9 @@ import torch
 
 from melora_bench.external.fields import build as build_group
 from melora_bench.files import sha256_json
-from melora_bench.grids.grid import experiment, points
-from melora_bench.results.tables import load_grid
+from melora_bench.grids.jobs import jobs
+from melora_bench.grids.tables import load_table
+from melora_bench.grids.trials import experiment
 from melora_bench.tasks.base import Task
 from melora_bench.tasks.batches import count_tokens
 from melora_bench.training.build import LIMITS, Parts, build, load_task
@@ -56,9 +57,9 @@ def plan(table: str, overrides: list[str]) -> list[Cost]:
     costs: list[Cost] = []
     speed: dict[tuple, float] = {}  # by method, backbone and number of seeds side by side
     sizes: dict[str, Size] = {}  # by what decides which rows are read, and how
-    grid = load_grid(table)
+    grid = load_table(table)
     name, _ = experiment(grid, overrides)
-    for job in points(grid["table"], overrides):
+    for job in jobs(grid, overrides):
         point = Point.of(*compose_run([f"table={table}", *job, f"experiment={name}"]))
         cost = Cost(job=job, point=point, missing=point.todo())
         costs.append(cost)

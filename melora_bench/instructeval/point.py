@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from melora_bench.external.shapes import leaves
 from melora_bench.files import CONFIGS
-from melora_bench.grids.grid import trial_name
+from melora_bench.grids.trials import trial_name
 from melora_bench.instructeval.base import Benchmark
 from melora_bench.instructeval.config import ScoreConfig
 from melora_bench.instructeval.models import Scored

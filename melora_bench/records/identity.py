@@ -1,6 +1,7 @@
 """What makes two runs the same run: the config without seeds, places and what changes no number."""
 
 import re
+from typing import Any
 
 from melora_bench.external.shapes import name
 from melora_bench.files import sha256_json
@@ -13,14 +14,14 @@ NOT_IDENTITY |= {"results_dir", "output_dir", "tracker", "shard", "compile", "la
 PATHS = {("data", "root"), ("backbone", "path")}
 
 
-def identity(config: dict, *trail: str) -> dict:
+def identity(config: dict[str, Any], *trail: str) -> dict[str, Any]:
     """The resolved config without what is not part of a run's identity; records store it and `config_hash` hashes it."""
     left_out = NOT_IDENTITY | {key for key in UNLESS_SET if config.get(key) is None}
     kept = {key: value for key, value in config.items() if key not in left_out and (*trail, key) not in PATHS}
     return {key: identity(value, *trail, key) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
-def config_hash(identity: dict) -> str:
+def config_hash(identity: dict[str, Any]) -> str:
     """sha256 of the identity's canonical JSON; 2 and 2.0 are one value, so that a config and its JSON copy agree."""
 
     def plain(value: object) -> object:

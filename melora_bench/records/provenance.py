@@ -6,6 +6,7 @@ import logging
 import platform
 import subprocess
 import textwrap
+from typing import Any
 
 from melora_bench.files import ROOT, sha256_file, sha256_json
 
@@ -14,7 +15,7 @@ GIT_SECONDS = 60  # what a slow file system may take; a git that hangs holds up 
 
 
 @functools.cache
-def git_state() -> dict:
+def git_state() -> dict[str, Any]:
     """The commit, and whether code or configs differ from it; both null, with one warning, when git does not say."""
 
     def git(*arguments: str) -> str:
@@ -50,7 +51,7 @@ def device_name(cuda: bool) -> str:
     return torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
-def environment(accelerator, config: dict) -> dict:
+def environment(accelerator: Any, config: dict[str, Any]) -> dict[str, Any]:
     """Versions, hardware and settings that numbers and timings depend on."""
     import accelerate
     import torch

@@ -1,4 +1,4 @@
-"""One JSON file per finished run and seed: written once, never edited, refused when anything about it is off."""
+"""One JSON file per finished run and seed: written once, never edited, refused when anything in it is wrong."""
 
 import dataclasses
 import functools
@@ -9,10 +9,12 @@ import logging
 import reprlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from melora_bench.external.shapes import CONTROL, count, flag, misfit, name, names, number, shown, text, texts
+from melora_bench.external.shapes import CONTROL, misfit, shown, texts
 from melora_bench.files import sha256_json, write_text
 from melora_bench.records.identity import config_hash
+from melora_bench.records.shape import SHAPE
 
 log = logging.getLogger(__name__)
 SCHEMA = 1
@@ -23,31 +25,47 @@ class RunRecord:
     """What one seed of one run did. `null` means not measured; best and last epoch are derived from `epochs`."""
 
     schema: int = SCHEMA
-    run_id: str  # <experiment>/<task>/<method>-<hash>-s<seed>: also the file's place below <results_dir>/runs
+    # <experiment>/<task>/<method>-<hash>-s<seed>: also the file's place below <results_dir>/runs.
+    run_id: str
     config_hash: str
     seed: int
-    packed_with: list[int]  # the other seeds trained side by side with this one
-    choices: dict  # the config groups' options: method, task, backbone, data, recipe
-    versions: dict  # of the method and the task
-    config: dict  # the full resolved config, taken before training, without paths and seeds
-    git: dict  # commit, dirty
-    env: dict  # python, torch, ..., device, processes, precision
-    model: dict  # name, repo, commit, sha256 of weights, config_sha256, tokenizer_sha256 (in older records, of weights alone)
-    data: dict  # {split: rows, sha256 and origin; null for a split that was missing}
-    init_from: dict | None  # source and sha256 of the adapter that training started from; of PEFT's, config_sha256
-    params: dict  # trainable numbers of one seed: total, adapter, head
-    metric: str  # the metric that selects
-    epochs: list[dict]  # epoch, step, train_loss, penalty, lr, metrics, halves, train_seconds, eval_seconds, report
-    rows_per_second: (
-        float | None
-    )  # this seed's training rows (or a score's questions) over their time; packed seeds share the clock
-    tokens_per_second: float | None  # the same of this seed's tokens, padding not counted
-    peak_memory_bytes: int | None  # of the GPU, for the whole packed run
+    # The other seeds trained side by side with this one.
+    packed_with: list[int]
+    # The config groups' options: method, task, backbone, data, recipe.
+    choices: dict[str, Any]
+    # Of the method and the task.
+    versions: dict[str, Any]
+    # The full resolved config, taken before training, without paths and seeds.
+    config: dict[str, Any]
+    # commit, dirty
+    git: dict[str, Any]
+    # python, torch, ..., device, processes, precision
+    env: dict[str, Any]
+    # name, repo, commit, sha256 of weights, config_sha256, tokenizer_sha256 (in older records, of weights alone)
+    model: dict[str, Any]
+    # {split: rows, sha256 and origin; null for a split that was missing}
+    data: dict[str, Any]
+    # Source and sha256 of the adapter that training started from; of PEFT's, config_sha256.
+    init_from: dict[str, Any] | None
+    # Trainable numbers of one seed: total, adapter, head.
+    params: dict[str, Any]
+    # The metric that selects.
+    metric: str
+    # epoch, step, train_loss, penalty, lr, metrics, halves, train_seconds, eval_seconds, report
+    epochs: list[dict[str, Any]]
+    # This seed's training rows (or a score's questions) over their time; packed seeds share the clock.
+    rows_per_second: float | None
+    # The same of this seed's tokens, padding not counted.
+    tokens_per_second: float | None
+    # Of the GPU, for the whole packed run.
+    peak_memory_bytes: int | None
     wall_seconds: float
-    resumed_at: list[int]  # epochs after which the run was interrupted and resumed; of a score, questions
+    # Epochs after which the run was interrupted and resumed; of a score, questions.
+    resumed_at: list[int]
     started: str
     finished: str
-    digest: str = ""  # sha256 of all of the above: a record edited by hand is refused
+    # sha256 of all of the above: a record edited by hand is refused.
+    digest: str = ""
 
     def sealed(self) -> "RunRecord":
         as_read = json.loads(json.dumps(dataclasses.asdict(self)))  # keys are text there, and sort as text
@@ -69,39 +87,6 @@ class RunRecord:
 
 
 KEYS = {item.name for item in dataclasses.fields(RunRecord)}
-_READ = {"rows": count, "sha256": [text, ...], "file?": text, "label?": text}
-_ENTRY = {
-    "epoch": number,
-    "step": count,
-    **dict.fromkeys(("train_loss", "penalty", "lr"), (None, number)),
-    "metrics": {str: number},
-    "halves": [{str: number}],
-    "selectable?": flag,
-    "report": {"distinct_paths?": count, "singular_values_above_0.1?": {str: count}},
-}
-SHAPE = {
-    "schema": count,
-    "run_id": names,
-    "config_hash": text,
-    "seed": count,
-    "packed_with": [count],
-    "choices": {**dict.fromkeys(("method", "task", "backbone", "data"), name), "recipe": (None, names)},
-    "versions": {"method": count, "task": count},
-    "config": {"backbone": {"seen": [text]}},
-    "git": {"commit": (None, text), "dirty": (None, flag)},
-    "env": {"device": text, "precision": text},
-    "model": {"name": name, "sha256": text, "config_sha256?": text, "tokenizer_sha256?": text},
-    "data": {str: (None, _READ)},
-    "init_from": (None, {"source": text, "sha256": text, "run_id": (None, text), "config_sha256?": text}),
-    "params": {"total": count, "adapter": count, "head": count},
-    "metric": name,
-    "epochs": [_ENTRY, ...],
-    **dict.fromkeys(("rows_per_second", "tokens_per_second"), (None, number)),
-    "peak_memory_bytes": (None, count),
-    "wall_seconds": number,
-    "resumed_at": [number],
-    **dict.fromkeys(("started", "finished", "digest"), text),
-}
 
 
 def load(path: Path) -> RunRecord:
@@ -142,14 +127,14 @@ def _problem(content: object, written: str, path: Path) -> str:
     return ""
 
 
-def _has_control_characters(content: dict) -> bool:
+def _has_control_characters(content: dict[str, Any]) -> bool:
     """Whether a text has some; a template in the config may have line ends and tabs."""
     lines = (text.replace("\n", "").replace("\t", "") for text in texts(content.get("config")))
     others = texts({key: value for key, value in content.items() if key != "config"})
     return any(map(CONTROL.search, itertools.chain(lines, others)))
 
 
-def parts(record: RunRecord) -> list[tuple[dict, dict]]:
+def parts(record: RunRecord) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """(git, env) of every part of a run: it has several if it was resumed by other code or on another device."""
     return [*((part["git"], part["env"]) for part in record.env.get("earlier", [])), (record.git, record.env)]
 
@@ -167,17 +152,17 @@ def load_all(results_dir: str | Path, experiment: str) -> list[RunRecord]:
             gc.enable()
 
 
-def best_epoch(record: RunRecord) -> dict:
+def best_epoch(record: RunRecord) -> dict[str, Any]:
     """The first evaluation with the best selection metric."""
-    return best(record.epochs, record.metric)
+    return best_entry(record.epochs, record.metric)
 
 
-def best(epochs: list[dict], metric: str) -> dict:
+def best_entry(epochs: list[dict[str, Any]], metric: str) -> dict[str, Any]:
     """The first of the selectable entries with the highest `metric`, or the lowest loss."""
     return (min if metric == "loss" else max)(selectable(epochs), key=lambda entry: entry["metrics"][metric])
 
 
-def selectable(epochs: list[dict]) -> list[dict]:
+def selectable(epochs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The entries that may be chosen as the best: a method may rule out the first of them. All, where it ruled out all."""
     return [entry for entry in epochs if entry.get("selectable", True)] or epochs
 
@@ -187,6 +172,6 @@ def _hash_of(config: str) -> str:
     return config_hash(json.loads(config))
 
 
-def _digest(content: dict) -> str:
+def _digest(content: dict[str, Any]) -> str:
     """Raises ValueError for a number that is not finite."""
     return sha256_json({key: value for key, value in content.items() if key != "digest"})

@@ -4,43 +4,48 @@ import itertools
 
 import numpy as np
 
+from melora_bench.grids.tables import Table
+from melora_bench.records.records import RunRecord
 from melora_bench.results import published
+from melora_bench.results.cells import Cells
 from melora_bench.results.estimates import Runs, all_records
 
 GROUP = 3  # the papers' seeds per cell, and the values of n from which they report the best
+AT_ZERO = "MPLoRA's at lambda = 0, where it is LoRA,"
 GAPS = [  # (whose lead over LoRA, where it is printed, (paper, table), the cell, over how many tasks)
     ("MPLoRA's", "paper 2", ("mplora", "2"), ("mplora", "best n of 2;4;8", "average of 6"), 6),
     ("MELoRA's", "paper 2", ("mplora", "2"), ("melora", "best n of 2;4;8", "average of 6"), 6),
     ("MELoRA's", "paper 1", ("melora", "2"), ("melora", "r=8, best n of 2;4;8", "average of 8"), 8),
-    ("MPLoRA's at lambda = 0, where it is LoRA,", "paper 2", ("mplora", "3"),
-     ("mplora", "lambda=0", "average of mrpc;cola;stsb"), 3),
-]  # fmt: skip
+    (AT_ZERO, "paper 2", ("mplora", "3"), ("mplora", "lambda=0", "average of mrpc;cola;stsb"), 3),
+]
 
 
-def verdicts(table: dict, cells: dict) -> list[str]:
+def verdicts(table: Table, cells: Cells) -> list[str]:
     """One sentence each per backbone, with the numbers; a check whose records are missing is left out."""
     lines = []
-    for backbone in sorted({backbone for backbone, _, _ in cells}):
-        mine = {number: runs for (name, number, _), runs in cells.items() if name == backbone}
-        found = {row["label"]: mine.get(number, {}) for number, row in enumerate(table["rows"])}
-        lora = found["LoRA r=8"].get("", {})
-        lines += _identity(lora, found["MPLoRA lambda=0"])
-        if found["Share-LoRA one mask"] and found["Share-LoRA own masks"]:
-            lines.append(_tie(found["Share-LoRA one mask"], found["Share-LoRA own masks"]))
+    for backbone in sorted({key.backbone for key in cells}):
+        by_row = {key.row: runs for key, runs in cells.items() if key.backbone == backbone}
+        runs_of = {row.label: by_row.get(number, {}) for number, row in enumerate(table.rows)}
+        lora = runs_of["LoRA r=8"].get("", {})
+        lines += _identity(lora, runs_of["MPLoRA lambda=0"])
+        if runs_of["Share-LoRA one mask"] and runs_of["Share-LoRA own masks"]:
+            lines.append(_tie(runs_of["Share-LoRA one mask"], runs_of["Share-LoRA own masks"]))
         if len(lora) == GROUP**2:
             scores = np.array([record.epochs[-1]["metrics"][record.metric] for record in lora.values()]) * 100
             lines += [_selection(scores), _noise(scores)]
     return lines or ["Nothing to judge yet: run `make sweep TABLE=audit`."]
 
 
-def _identity(lora: dict, equal: Runs) -> list[str]:
+def _identity(lora: dict[int, RunRecord], equal: Runs) -> list[str]:
     """Every loss and metric of every epoch at every n, beside those of LoRA's same seed by the same code and device."""
     gaps, seeds = [], set()
     for by_seed in equal.values():
         for seed in by_seed.keys() & lora.keys():
             if (by_seed[seed].git, by_seed[seed].env) != (lora[seed].git, lora[seed].env):
-                return ["**MPLoRA at lambda = 0 is LoRA: not comparable.** Their records are of different commits, devices or "
-                        "versions, whose dropout masks may differ: run one of them again."]  # fmt: skip
+                return [
+                    "**MPLoRA at lambda = 0 is LoRA: not comparable.** Their records are of different commits, devices or "
+                    "versions, whose dropout masks may differ: run one of them again."
+                ]
             seeds.add(seed)
             for a, b in zip(by_seed[seed].epochs, lora[seed].epochs, strict=True):
                 gaps.append(abs(a["train_loss"] - b["train_loss"]))
@@ -55,13 +60,17 @@ def _identity(lora: dict, equal: Runs) -> list[str]:
     ]
 
 
-def _tie(literal: Runs, own: Runs) -> str:
+def _tie(shared: Runs, independent: Runs) -> str:
+    """How many paths are distinct where all share a dropout mask, and where each draws a mask of its own."""
     one, several = (
-        {record.epochs[-1]["report"]["distinct_paths"] for record in all_records(runs)} for runs in (literal, own)
+        {record.epochs[-1]["report"]["distinct_paths"] for record in all_records(runs)}
+        for runs in (shared, independent)
     )
     same = "confirmed" if one == {1} and 1 not in several else "REFUTED"
-    return (f"**Share-LoRA read literally has one path: {same}.** With one dropout mask for all paths, {_span(one)} of them is "
-            f"distinct after training; with a mask for each, {_span(several)}.")  # fmt: skip
+    return (
+        f"**Share-LoRA read literally has one path: {same}.** With one dropout mask for all paths, {_span(one)} of them is "
+        f"distinct after training; with a mask for each, {_span(several)}."
+    )
 
 
 def _selection(scores: np.ndarray) -> str:
@@ -82,8 +91,10 @@ def _selection(scores: np.ndarray) -> str:
 
 def _noise(scores: np.ndarray) -> str:
     one = scores.std(ddof=1) * np.sqrt(2 / GROUP)
-    gaps = [f"{whose} {_gap(*printed):+.2f} ({where}, {tasks} tasks; seeds alone {one / np.sqrt(tasks):.2f})"
-            for whose, where, *printed, tasks in GAPS]  # fmt: skip
+    gaps = [
+        f"{whose} {_gap(table, cell):+.2f} ({where}, {tasks} tasks; seeds alone {one / np.sqrt(tasks):.2f})"
+        for whose, where, table, cell, tasks in GAPS
+    ]
     return (
         f"**Seeds alone move a difference of two three-seed means by {one:.2f} points here** (standard error; sd of one "
         f"seed {scores.std(ddof=1):.2f}, {len(scores)} seeds, last epoch). The leads over LoRA that the papers print, averaged "

@@ -1,7 +1,9 @@
 """From the epochs of a cell's runs to one number per seed, by three rules that answer different questions."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -9,6 +11,13 @@ from melora_bench.records.records import RunRecord, selectable
 from melora_bench.results import stats
 
 Runs = dict[str, dict[int, RunRecord]]  # value of the key that a row selects over ("" if none) -> seed -> record
+# What a line does with the values of that key: there is none; the best is selected; their mean; one value, without the others.
+Kind = Literal["single", "best", "mean", "alone"]
+ESTIMATES = {
+    "best": "best epoch on the set that is reported, as the papers select",
+    "last": "last epoch (best n by its mean there)",
+    "split": "epoch and n chosen on one half of the set and scored on the other, both ways",
+}
 
 
 def all_records(runs: Runs) -> Iterator[RunRecord]:
@@ -16,11 +25,9 @@ def all_records(runs: Runs) -> Iterator[RunRecord]:
     return (record for by_seed in runs.values() for record in by_seed.values())
 
 
-ESTIMATES = {
-    "best": "best epoch on the set that is reported, as the papers select",
-    "last": "last epoch (best n by its mean there)",
-    "split": "epoch and n chosen on one half of the set and scored on the other, both ways",
-}
+def any_record(runs: Runs) -> RunRecord | None:
+    """One of a cell's records, for what all of them share."""
+    return next(all_records(runs), None)
 
 
 @dataclass(frozen=True)
@@ -42,65 +49,76 @@ class Score:
         return f"{self.mean:.2f}{spread}" + ("" if len(self.values) == usual_seeds else f" ({len(self.values)})")
 
 
-def scores(runs: Runs, which: str) -> tuple[dict[str, Score], str]:
-    """{estimate: score} of one cell, and the value that the papers' selection picks (the first of equals).
+Scores = dict[str, Score]  # by estimate; empty where a cell is not complete
 
-    which: single or best (select one of the values), or mean (average over them). Only seeds that all values have count;
-    without such a seed there is no score.
+
+def scores(runs: Runs, kind: Kind) -> tuple[Scores, str]:
+    """The scores of one cell, and the value that the papers' selection picks (the first of equals).
+
+    kind: "mean" averages over the values, any other selects one of them. Seeds that some value lacks are left out; there is no
+    score where no seed is left.
     """
     seeds = sorted(set.intersection(*(set(by_seed) for by_seed in runs.values())))
     if not seeds:
         return {}, ""
     curves = {value: [_curves(by_seed[seed]) for seed in seeds] for value, by_seed in runs.items()}
-    each = {value: np.array([_single(curve) for curve in per_seed]) for value, per_seed in curves.items()}  # (seeds, 3)
-    if which == "mean":
-        chosen, table = "", np.mean(list(each.values()), axis=0)
+    # By value: (seeds, 3), the estimates in their order.
+    alone = {value: np.array([_single(curve) for curve in per_seed]) for value, per_seed in curves.items()}
+    if kind == "mean":
+        chosen, table = "", np.mean(list(alone.values()), axis=0)
     else:
-        best, last = (max(each, key=lambda value, i=i: each[value][:, i].mean()) for i in (0, 1))
-        chosen, table = best, np.stack([each[best][:, 0], each[last][:, 1], _split(curves)], axis=1)
+        best = max(alone, key=lambda value: float(alone[value][:, 0].mean()))
+        last = max(alone, key=lambda value: float(alone[value][:, 1].mean()))
+        chosen, table = best, np.stack([alone[best][:, 0], alone[last][:, 1], _split(curves)], axis=1)
     return {name: Score(dict(zip(seeds, 100 * table[:, i], strict=True))) for i, name in enumerate(ESTIMATES)}, chosen
 
 
 @dataclass(frozen=True)
-class Sure:
-    """How sure an average over tasks and seeds is, as text: blank where seeds are too few to say."""
+class Certainty:
+    """How certain an average over tasks and seeds is, as texts: blank where the seeds are too few to say."""
 
     interval: str  # 95 %, stratified bootstrap
-    beats_lora: str  # share of tasks and seeds at which it is above LoRA, and its 95 % interval
+    beats_lora: str  # share of tasks and seeds at which the average is above LoRA's, and its 95 % interval
 
 
-def sure(tasks: list[dict[str, Score]], lora: list[dict[str, Score]]) -> dict[str, Sure]:
-    """{estimate: Sure} of an average over `tasks`, at the seeds that every task, and for the comparison LoRA, has."""
-    found = {}
+def certainty(tasks: list[Scores], lora: list[Scores] | None) -> dict[str, Certainty]:
+    """The certainty of an average over `tasks`, by estimate, and its comparison with LoRA's average where `lora` is given.
+
+    The interval takes the seeds that every task has; the comparison those that every task of both has.
+    """
+    certain = {}
     for name in ESTIMATES:
         values = _matrix(tasks, name, _seeds(tasks))
-        paired = _seeds([*tasks, *lora]) if lora and lora is not tasks else []
         low, high = stats.average_interval(values)
-        share = (
-            stats.improvement(_matrix(tasks, name, paired), _matrix(lora, name, paired)) if len(paired) > 1 else None
-        )
-        found[name] = Sure(
-            f"{low:.2f} to {high:.2f}" if values.shape[1] > 1 else "",
-            "{:.2f} ({:.2f} to {:.2f})".format(*share) if share else "",
-        )
-    return found
+        interval = f"{low:.2f} to {high:.2f}" if values.shape[1] > 1 else ""
+        certain[name] = Certainty(interval, _beats(tasks, lora, name) if lora else "")
+    return certain
 
 
-def average(tasks: list[dict[str, Score]]) -> dict[str, Score]:
+def _beats(tasks: list[Scores], lora: list[Scores], estimate: str) -> str:
+    """The share of tasks and seeds at which `tasks` is above `lora`, and its interval; blank below two seeds."""
+    seeds = _seeds([*tasks, *lora])
+    if len(seeds) < 2:
+        return ""
+    share, low, high = stats.improvement(_matrix(tasks, estimate, seeds), _matrix(lora, estimate, seeds))
+    return f"{share:.2f} ({low:.2f} to {high:.2f})"
+
+
+def average(tasks: list[Scores]) -> Scores:
     """The mean over tasks, per seed that every task has; empty without such a seed."""
     seeds = _seeds(tasks)
     means = {name: _matrix(tasks, name, seeds).mean(axis=0) for name in ESTIMATES}
     return {name: Score(dict(zip(seeds, map(float, means[name]), strict=True))) for name in ESTIMATES} if seeds else {}
 
 
-def _seeds(tasks: list[dict[str, Score]]) -> list[int]:
+def _seeds(tasks: list[Scores]) -> list[int]:
     """The seeds that every task has."""
-    return sorted(set.intersection(*(set(found["best"].values) for found in tasks)))
+    return sorted(set.intersection(*(set(task["best"].values) for task in tasks)))
 
 
-def _matrix(tasks: list[dict[str, Score]], estimate: str, seeds: list[int]) -> np.ndarray:
+def _matrix(tasks: list[Scores], estimate: str, seeds: list[int]) -> np.ndarray:
     """(tasks, seeds)."""
-    return np.array([[found[estimate].values[seed] for seed in seeds] for found in tasks])
+    return np.array([[task[estimate].values[seed] for seed in seeds] for task in tasks])
 
 
 def _curves(record: RunRecord) -> np.ndarray:
@@ -120,6 +138,11 @@ def _split(curves: dict[str, list[np.ndarray]]) -> np.ndarray:
     """(seeds,): the value with the best mean over seeds on one half, each seed's best epoch there, scored on the other."""
     ways = []
     for chooser, scorer in ((1, 2), (2, 1)):
-        best = max(curves, key=lambda value, i=chooser: np.mean([curve[i].max() for curve in curves[value]]))
-        ways.append([curve[scorer][curve[chooser].argmax()] for curve in curves[best]])
-    return np.mean(ways, axis=0)
+        chosen = max(curves.values(), key=functools.partial(_mean_top, row=chooser))
+        ways.append([curve[scorer][curve[chooser].argmax()] for curve in chosen])
+    return np.asarray(np.mean(ways, axis=0))
+
+
+def _mean_top(curves: list[np.ndarray], row: int) -> float:
+    """The mean over seeds of each seed's best epoch in that row of its curve."""
+    return float(np.mean([curve[row].max() for curve in curves]))

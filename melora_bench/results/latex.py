@@ -1,36 +1,38 @@
 """A table as LaTeX (booktabs): the papers' estimate, ours above the published row."""
 
-from melora_bench.results.layout import Line, block, estimates, heading, scored
+from melora_bench.results.assembled import Assembled
 from melora_bench.results.markdown import footer
+from melora_bench.results.sections import PrintedLine, estimate_titles
 
-ESCAPES = str.maketrans({character: f"\\{character}" for character in "_%&#${}"} | {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-    ">": r"\textgreater{}", "|": r"\textbar{}", "[": "{[}", "*": "{*}", "±": r"$\pm$",  # \\ takes a [ or * that follows
-})  # fmt: skip
+ESCAPES = str.maketrans(
+    {character: f"\\{character}" for character in "_%&#${}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$"}
+    | {"[": "{[}", "*": "{*}"}  # \\ takes a [ or * that follows
+)
 
 
-def latex(table: dict, rows: list[dict], cells: dict, obstacles: set[str]) -> str:
-    """One tabular per backbone, in the order of the Markdown, whose arguments these are; its footer as comments."""
-    columns = scored(table)
-    lines = [_comment(f"{table['title']}. Needs \\usepackage{{booktabs}}.")]
-    for backbone in dict.fromkeys(row["backbone"] for row in rows):
-        mine = [row for row in rows if row["backbone"] == backbone]
-        _, found = block(table, mine, set(), "best")
+def latex(assembled: Assembled) -> str:
+    """The whole text of the table's .tex file: one tabular per backbone, and the footer of the Markdown as comments."""
+    table = assembled.table
+    lines = [_comment(f"{table.title}. Needs \\usepackage{{booktabs}}.")]
+    for section in assembled.sections:
+        _, printed = section.block("best")
         lines += [
-            _comment(f"{heading(backbone, mine)}: {estimates(table)['best']}"),
-            rf"\begin{{tabular}}{{lr{'r' * len(columns)}}}",
+            _comment(f"{section.heading}: {estimate_titles(table)['best']}"),
+            rf"\begin{{tabular}}{{lr{'r' * len(table.columns)}}}",
             r"\toprule",
-            _row(*_escaped("method", "parameters", *columns)),
+            _row(*_escaped("method", "parameters", *table.columns)),
             r"\midrule",
-            *(_line(line, 1 + len(columns)) for line in found),
+            *(_line(line, 1 + len(table.columns)) for line in printed),
             r"\bottomrule",
             r"\end{tabular}",
         ]
-    lines += map(_comment, footer(cells, obstacles))
+    lines += map(_comment, footer(assembled))
     return "\n".join(lines) + "\n"
 
 
-def _line(line: Line, columns: int) -> str:
+def _line(line: PrintedLine, columns: int) -> str:
     first, *others = _escaped(line.published or line.label, *line.texts[:columns])
     return _row(rf"\emph{{published, {first}}}" if line.published else first, *others)
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pandas as pd
 
 from melora_bench.files import ROOT
+from melora_bench.grids.tables import Table
 
 FOLDER = ROOT / "results" / "published"
-COLUMNS = ["paper", "table", "method", "variant", "backbone", "task", "metric", "value", "spread", "params", "seeds",
-           "selection", "source", "note"]  # fmt: skip
+COLUMNS = "paper table method variant backbone task metric value spread params seeds selection source note".split()
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,14 @@ class Cell:
         return float(self.text)
 
     @property
+    def second_hand(self) -> bool:
+        """Whether the number was read elsewhere than in the paper: the file's `source` begins with "secondary" then."""
+        return self.source.startswith("secondary")
+
+    @property
     def half_unit(self) -> float:
         """Half a unit of the last printed digit."""
-        return 0.5 * 10 ** -len(self.text.partition(".")[2])
+        return 0.5 * 10.0 ** -len(self.text.partition(".")[2])
 
 
 def load(paper: str, folder: Path = FOLDER) -> pd.DataFrame:
@@ -39,10 +44,18 @@ def load(paper: str, folder: Path = FOLDER) -> pd.DataFrame:
     return cells
 
 
-def index(paper: str, number: str) -> dict[tuple[str, str, str], Cell]:
-    """{(method, variant, task): cell} of one table; cells that could not be recovered are left out."""
+Printed = dict[tuple[str, str, str], Cell]  # by method, variant and task
+
+
+def index(paper: str, number: str) -> Printed:
+    """The cells of one table; those that could not be recovered are left out."""
     cells = load(paper)
     cells = cells[(cells["table"] == number) & (cells["value"] != "")]
     keys = zip(cells["method"], cells["variant"], cells["task"], strict=True)
     values = zip(cells["value"], cells["backbone"], cells["source"], strict=True)
     return {key: Cell(*value) for key, value in zip(keys, values, strict=True)}
+
+
+def of_table(table: Table) -> Printed:
+    """The published cells of a table; none for a table or figure whose numbers are ours or could not be recovered."""
+    return index(table.paper, table.number) if table.paper and table.number else {}

@@ -5,15 +5,18 @@ import html
 import json
 import logging
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from melora_bench.files import ROOT, options, write_text
+from melora_bench.grids.tables import load_table
 from melora_bench.records import records
 from melora_bench.records.records import RunRecord
 from melora_bench.results import audit
-from melora_bench.results.layout import block, estimates, heading, judged, seen_note, seen_tasks
+from melora_bench.results.assembled import Assembled, assemble, experiments
 from melora_bench.results.markdown import footer
-from melora_bench.results.tables import Assembled, assemble, experiments, load_grid
+from melora_bench.results.sections import Section, estimate_titles, judged
 
 log = logging.getLogger(__name__)
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -25,70 +28,86 @@ def write(results_dir: str | None = None) -> Path:
     results = Path(results_dir or ROOT / "results")
     if not results.is_dir():
         raise ValueError(f"{results} is no folder: name the results_dir of finished runs")
-    names = sorted(options("table"))
-    own, left_out = {load_grid(name)["experiment"] for name in names}, []
-    found: list[RunRecord] = []
-    tables: dict[str, Assembled] = {}
-    of_table = {experiment: name for name in names for experiment in experiments(name, results)}
-    for experiment in sorted(path.name for path in (results / "runs").glob("*") if path.name != "adhoc"):
-        try:
-            it = assemble(of_table[experiment], str(results), experiment) if experiment in of_table else None
-            found += records.load_all(results, experiment)
-        except ValueError as error:
-            if experiment in own:
-                raise
-            left_out.append(experiment)
-            log.warning("%s is left out: %s", experiment, error)
-            continue
-        if it and it.cells:
-            tables[experiment] = it
-    backbones = sorted({record.model["name"] for record in found})
-    summary = (
-        f"{len(found)} runs on {', '.join(backbones) or 'no backbone'}, in {len(tables)} tables. Scores are percentages (a "
-        "loss is itself), mean ± sd over seeds. Click a column to sort, a run to see its config, curve and environment."
-    )
-    if left_out:
-        summary += f" Left out, as they cannot be read or shown: {', '.join(left_out)}."
-    links = {name: it.table["title"] for name, it in tables.items()} | {"found": "What we found", "runs-all": "Runs"}
+    contents = _read(results)
+    tables = contents.tables
+    links = {name: table.table.title for name, table in tables.items()} | {"found": "What we found", "runs-all": "Runs"}
+    runs = json.dumps([_run(record) for record in contents.records], separators=(",", ":"), allow_nan=False)
     parts = {
-        "summary": html.escape(summary),
+        "summary": html.escape(contents.summary),
         "nav": " ".join(f'<a href="#{html.escape(name)}">{html.escape(title)}</a>' for name, title in links.items()),
-        "body": "\n".join([*(_section(name, it) for name, it in tables.items()), _found()]),
-        "data": json.dumps([_run(record) for record in found], separators=(",", ":"), allow_nan=False).replace(
-            "<", "\\u003c"
-        ),
+        "body": "\n".join([*(_table(name, table) for name, table in tables.items()), _findings()]),
+        "data": runs.replace("<", "\\u003c"),
     }
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], TEMPLATE.read_text(encoding="utf-8"))
     return write_text(results / "report.html", page)
 
 
-def _section(name: str, it: Assembled) -> str:
+@dataclass(frozen=True, kw_only=True)
+class _Contents:
+    """What a results folder holds."""
+
+    records: list[RunRecord]
+    tables: dict[str, Assembled]  # by experiment
+    left_out: list[str]  # experiments that cannot be read or shown
+
+    @property
+    def summary(self) -> str:
+        backbones = sorted({record.model["name"] for record in self.records})
+        text = (
+            f"{len(self.records)} runs on {', '.join(backbones) or 'no backbone'}, in {len(self.tables)} tables. Scores are "
+            "percentages (a loss is itself), mean ± sd over seeds. Click a column to sort, a run to see its config, curve and "
+            "environment."
+        )
+        left_out = f" Left out, as they cannot be read or shown: {', '.join(self.left_out)}."
+        return text + left_out if self.left_out else text
+
+
+def _read(results: Path) -> _Contents:
+    """Raises ValueError for a bad record of a table's own experiment; another experiment is left out, with a warning."""
+    names = sorted(options("table"))
+    own = {load_table(name).experiment for name in names}
+    of_table = {experiment: name for name in names for experiment in experiments(name, results)}
+    contents = _Contents(records=[], tables={}, left_out=[])
+    for experiment in sorted(path.name for path in (results / "runs").glob("*") if path.name != "adhoc"):
+        try:
+            table = assemble(of_table[experiment], results, experiment) if experiment in of_table else None
+            found = records.load_all(results, experiment)
+        except ValueError as error:
+            if experiment in own:
+                raise
+            contents.left_out.append(experiment)
+            log.warning("%s is left out: %s", experiment, error)
+            continue
+        contents.records.extend(found)
+        if table and table.cells:
+            contents.tables[experiment] = table
+    return contents
+
+
+def _table(name: str, assembled: Assembled) -> str:
     """A table's best-epoch and other estimates, its verdicts, figures and footnotes."""
-    lines = [f'<h2 id="{html.escape(name)}">{html.escape(it.table["title"])}</h2>']
-    for backbone in sorted({backbone for backbone, _, _ in it.cells}):
-        rows, seen = [row for row in it.rows if row["backbone"] == backbone], seen_tasks(it.cells, backbone)
-        for estimate, title in estimates(it.table).items():
-            lines += [
-                f"<h3>{html.escape(f'{heading(backbone, rows)}: {title}')}</h3>",
-                _table(it.table, rows, seen, estimate),
-            ]
-        lines += [f"<p>{html.escape(seen_note(backbone))}</p>"] if seen else []
-        lines.append(_list(html.escape(judged(row)) for row in rows if row["verdict"]))
-        figures = sorted((it.results / "figures").glob(f"{name}_{backbone}_*.svg"))
+    table = assembled.table
+    lines = [f'<h2 id="{html.escape(name)}">{html.escape(table.title)}</h2>']
+    for section in assembled.sections:
+        for estimate, title in estimate_titles(table).items():
+            lines += [f"<h3>{html.escape(f'{section.heading}: {title}')}</h3>", _block(section, estimate)]
+        lines += [f"<p>{html.escape(section.seen_note)}</p>"] if section.seen_tasks else []
+        lines.append(_list(html.escape(judged(line)) for line in section.lines if line.verdict))
+        figures = sorted((assembled.results / "figures").glob(f"{name}_{section.backbone}_*.svg"))
         lines += ['<div class="figures">', *map(_image, filter(Path.is_file, figures)), "</div>"]
-    if it.table.get("audit"):
-        lines.append(_list(_inline(text) for text in audit.verdicts(it.table, it.cells)))
-    notes = [line.removeprefix("- ") for line in footer(it.cells, set(filter(None, it.obstacles.values()))) if line]
+    if table.audit:
+        lines.append(_list(_inline(text) for text in audit.verdicts(table, assembled.cells)))
+    notes = [line.removeprefix("- ") for line in footer(assembled) if line]
     return "\n".join([*lines, '<div class="note">', _list(map(html.escape, notes)), "</div>"])
 
 
-def _table(table: dict, rows: list[dict], seen: set[str], estimate: str) -> str:
-    head, found = block(table, rows, seen, estimate)
+def _block(section: Section, estimate: str) -> str:
+    head, printed = section.block(estimate)
     body = "".join(
         _row("published", f"{line.label}: published, {line.published}", *line.texts)
         if line.published
         else _row("", line.label, *line.texts)
-        for line in found
+        for line in printed
     )
     names = "".join(f"<th>{html.escape(text)}</th>" for text in head)
     return f'<div class="scroll"><table class="sortable"><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -98,7 +117,7 @@ def _row(kind: str, *texts: str) -> str:
     return f'<tr class="{kind}">' + "".join(f"<td>{html.escape(text)}</td>" for text in texts) + "</tr>"
 
 
-def _list(items) -> str:
+def _list(items: Iterable[str]) -> str:
     texts = [f"<li>{text}</li>" for text in items]
     return f"<ul>{''.join(texts)}</ul>" if texts else ""
 
@@ -109,7 +128,7 @@ def _image(path: Path) -> str:
     return f'<img alt="{html.escape(path.stem)}" src="data:image/svg+xml;base64,{content}">'
 
 
-def _found() -> str:
+def _findings() -> str:
     """The findings of docs/methods.md."""
     text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8").partition("## What we found")[2]
     return '<h2 id="found">What we found</h2>' + _list(
@@ -125,13 +144,14 @@ def _inline(text: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
 
 
-def _run(record: RunRecord) -> dict:
+def _run(record: RunRecord) -> dict[str, object]:
     """What the page shows of one run."""
     metric = record.metric
     scale = 1 if metric == "loss" else 100
     entries = [*record.epochs, records.best_epoch(record)]
     *epochs, best = [
-        [e["epoch"], round(scale * e["metrics"][metric], 4), e["train_loss"], e["penalty"]] for e in entries
+        [entry["epoch"], round(scale * entry["metrics"][metric], 4), entry["train_loss"], entry["penalty"]]
+        for entry in entries
     ]
     return {
         "run_id": record.run_id,

@@ -28,7 +28,7 @@ def _means(values: np.ndarray) -> np.ndarray:
     """(resamples,): means over tasks and seeds, each task's seeds drawn with replacement."""
     source, seeds = np.random.default_rng(0), values.shape[1]
     draws = (row[source.integers(seeds, size=(RESAMPLES, seeds))].mean(axis=1) for row in values)
-    return np.mean(list(draws), axis=0)
+    return np.asarray(np.mean(list(draws), axis=0))
 
 
 def _interval(samples: np.ndarray, level: float) -> tuple[float, float]:

@@ -25,7 +25,7 @@ def keep_adapters(point: Point, parts: Parts) -> None:
         told["total_steps"] = trainer.schedule.total
         folder = point.output(seed)
         save_adapter(folder / "last.safetensors", trainer.model, k, told)
-        if records.best(history, parts.task.metric) is history[-1]:
+        if records.best_entry(history, parts.task.metric) is history[-1]:
             save_adapter(folder / "best.safetensors", trainer.model, k, told)
 
 

@@ -7,9 +7,10 @@ import sys
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.errors import CompactHydraException
-from omegaconf import OmegaConf
 
-from melora_bench.grids.grid import own_experiment, points
+from melora_bench.grids.jobs import jobs
+from melora_bench.grids.tables import composed_table
+from melora_bench.grids.trials import own_experiment
 from melora_bench.training import progress
 
 NO_POINT = 3  # the exit code for a selection that this table has no point of
@@ -18,18 +19,22 @@ NO_POINT = 3  # the exit code for a selection that this table has no point of
 class GridSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> list:
         """Launch every point of `table.rows`, narrowed by the command line; a failed point does not stop the others."""
-        grid = OmegaConf.to_container(OmegaConf.masked_copy(self.config, ["table", "experiment"]))
         try:
-            jobs = points(grid["table"], arguments)
+            table = composed_table(self.config, self.config.hydra.runtime.choices["table"])
+        except ValueError as error:
+            sys.exit(f"error: {error}")
+        try:
+            points = jobs(table, arguments)
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(NO_POINT)
-        name = own_experiment(grid, arguments)
-        jobs = [[*job, f"experiment={name}"] for job in jobs]
-        progress.GRID = progress.Grid(total=len(jobs))
-        results = self.launcher.launch(jobs, initial_job_idx=0)
+        name = own_experiment(table, arguments)
+        progress.GRID = progress.Grid(total=len(points))
+        results = self.launcher.launch([[*point, f"experiment={name}"] for point in points], initial_job_idx=0)
         failed = [result for result in results if result.status.name == "FAILED"]
         if failed:
-            raise CompactHydraException(f"{len(failed)} of {len(jobs)} points failed: their lines are above, and `make status` "
-                                        "lists them; the same command runs them again")  # fmt: skip
+            raise CompactHydraException(
+                f"{len(failed)} of {len(points)} points failed: their lines are above, and `make status` lists them; the same "
+                "command runs them again"
+            )
         return results
