@@ -22,8 +22,12 @@ log = logging.getLogger(__name__)
 
 DAY = 86400  # seconds
 PACKAGE = Path(__file__).resolve().parent
-ROOT = PACKAGE.parent
-CONFIGS = ROOT / "configs"
+IN_CHECKOUT = (PACKAGE.parent / "configs" / "train.yaml").is_file()
+# Where results/ and docs/ are: the checkout, or of an installed package the working directory.
+ROOT = PACKAGE.parent if IN_CHECKOUT else Path()
+# An installed package brings copies of these.
+CONFIGS = ROOT / "configs" if IN_CHECKOUT else PACKAGE / "configs"
+PUBLISHED = ROOT / "results" / "published" if IN_CHECKOUT else PACKAGE / "published"
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:

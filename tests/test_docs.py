@@ -1,20 +1,20 @@
 """docs/methods.md says what the code does: it is what `make docs` writes, its formulas hold, its tests exist."""
 
-import methods as generator  # scripts/methods.py
 import pytest
 from hydra.utils import get_class
 from test_contract import METHODS, PACKING
 
+from melora_bench.commands import docs, findings, method_facts
 from melora_bench.files import ROOT
 from melora_bench.training.configs import compose_run
 
 
 def test_the_committed_page_is_what_make_docs_writes():
-    assert (ROOT / "docs" / "methods.md").read_text() == generator.document()
+    assert (ROOT / "docs" / "methods.md").read_text() == docs.document()
 
 
 def test_every_finding_names_a_test_that_exists():
-    for _, test in generator.findings():
+    for _, test in findings.findings():
         file, name = test.split("::")
         assert f"def {name}(" in (ROOT / "tests" / "methods" / file).read_text(), test
 
@@ -26,13 +26,13 @@ def test_a_methods_formulas_hold(name, shape):
     small = {"r": 4, "init_r": 4, "target_r": 2}
     config = compose_run([f"method={name}"])[0].method
     sizes = {key: value for key, value in small.items() if key in config}
-    said = generator.facts(get_class(config._target_))
-    counted = generator.measured(name, shape, *(f"{key}={value}" for key, value in sizes.items()))
+    said = method_facts.facts(get_class(config._target_))
+    counted = method_facts.measured(name, shape, *(f"{key}={value}" for key, value in sizes.items()))
     values = {"d_in": shape[0], "d_out": shape[1], **{key: config[key] for key in ("n",) if key in config}, **sizes}
     assert {key: eval(said.get(key, "0"), values) for key in counted} == counted
 
 
 def test_every_method_says_what_the_page_shows():
     for name in METHODS:
-        said = generator.facts(get_class(compose_run([f"method={name}"])[0].method._target_))
+        said = method_facts.facts(get_class(compose_run([f"method={name}"])[0].method._target_))
         assert {"Departures", "Tested against"} <= said.keys(), name

@@ -16,7 +16,7 @@ from torch import nn
 
 from melora_bench.adapters.peft_format import PREFIX, to_peft
 from melora_bench.external.embedded import PUBLIC
-from melora_bench.files import ROOT, write_folder, write_text
+from melora_bench.files import CONFIGS, write_folder, write_text
 from melora_bench.methods.base import Method, ReplicatedLinear, merge
 from melora_bench.models.backbones import AS_DATA
 from melora_bench.records import records
@@ -94,7 +94,7 @@ def _built(about: dict, group: str, **instead: object):
 
 def _own(group: str, choice: str) -> dict:
     """The YAML of a config group's option, unresolved."""
-    return OmegaConf.to_container(OmegaConf.load(ROOT / "configs" / group / f"{choice}.yaml"))
+    return OmegaConf.to_container(OmegaConf.load(CONFIGS / group / f"{choice}.yaml"))
 
 
 def export(

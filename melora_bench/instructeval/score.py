@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from melora_bench.adapters import export
 from melora_bench.external.shapes import leaves
-from melora_bench.files import ROOT, sha256_file
+from melora_bench.files import CONFIGS, sha256_file
 from melora_bench.grids.grid import trial_name
 from melora_bench.instructeval.base import Benchmark, Questions
 from melora_bench.instructeval.harness import check_harness, harness_scores
@@ -192,7 +192,7 @@ def _experiment(config: dict, choices: dict, scored: Scored) -> str:
         return config["experiment"]
     if config["run"] is None:
         return scored.experiment
-    folder = ROOT / "configs"
+    folder = CONFIGS
     usual, task = (OmegaConf.to_container(OmegaConf.load(folder / f"{name}.yaml"))
                    for name in ("instructeval", f"task/{choices['task']}"))  # fmt: skip
     usual = dict(leaves(_how(_asked({**usual, "task": task}, scored))))

@@ -49,11 +49,14 @@ def write(results_dir: str | None = None) -> Path:
     )
     if left_out:
         summary += f" Left out, as they cannot be read or shown: {', '.join(left_out)}."
-    links = {name: it.table["title"] for name, it in tables.items()} | {"found": "What we found", "runs-all": "Runs"}
+    findings = _found()
+    links = {name: it.table["title"] for name, it in tables.items()}
+    links |= {"found": "What we found"} if findings else {}
+    links |= {"runs-all": "Runs"}
     parts = {
         "summary": html.escape(summary),
         "nav": " ".join(f'<a href="#{html.escape(name)}">{html.escape(title)}</a>' for name, title in links.items()),
-        "body": "\n".join([*(_section(name, it) for name, it in tables.items()), _found()]),
+        "body": "\n".join([*(_section(name, it) for name, it in tables.items()), findings]),
         "data": json.dumps([_run(record) for record in found], separators=(",", ":"), allow_nan=False).replace(
             "<", "\\u003c"
         ),
@@ -111,7 +114,10 @@ def _image(path: Path) -> str:
 
 def _found() -> str:
     """The findings of docs/methods.md."""
-    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8").partition("## What we found")[2]
+    page = ROOT / "docs" / "methods.md"
+    if not page.is_file():  # an installed package has no docs/
+        return ""
+    text = page.read_text(encoding="utf-8").partition("## What we found")[2]
     return '<h2 id="found">What we found</h2>' + _list(
         _inline(line[2:]) for line in text.splitlines() if line.startswith("* ")
     )

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from melora_bench.external import shapes
 from melora_bench.external.notices import warn_once
 from melora_bench.external.shapes import leaves
-from melora_bench.files import ROOT, options, write_text
+from melora_bench.files import CONFIGS, ROOT, options, write_text
 from melora_bench.grids.grid import as_list, reference
 from melora_bench.records import records
 from melora_bench.records.identity import config_hash
@@ -31,7 +31,7 @@ def load_grid(name: str) -> dict:
     """A table's YAML. Raises ValueError naming the tables there are."""
     if name not in options("table"):
         raise ValueError(f"table {name!r} is unknown: there are {', '.join(sorted(options('table')))}")
-    return OmegaConf.to_container(OmegaConf.load(ROOT / "configs" / "table" / f"{name}.yaml"))
+    return OmegaConf.to_container(OmegaConf.load(CONFIGS / "table" / f"{name}.yaml"))
 
 
 def with_numbers(names: list[str], results_dir: str | None = None) -> list[str]:
@@ -248,7 +248,7 @@ def printed(table: dict) -> dict[tuple[str, str, str], published.Cell]:
 @functools.cache
 def _settings(paper: str, task: str, method: str) -> dict:
     """The paper's settings by config key: its recipe, the method's YAML, and what it leaves alone."""
-    folder = ROOT / "configs"
+    folder = CONFIGS
     recipe, own = (OmegaConf.load(folder / group) for group in (f"recipe/{paper}/{task}.yaml", f"method/{method}.yaml"))
     for key in ("_target_", "version", "target_modules"):
         del own[key]
@@ -263,7 +263,7 @@ def _settings(paper: str, task: str, method: str) -> dict:
 @functools.cache
 def _of_task(group: str, task: str) -> dict:
     """A task's own settings by config key, without those that say which copy of its data is read."""
-    own = OmegaConf.to_container(OmegaConf.load(ROOT / "configs" / "task" / f"{task}.yaml"))
+    own = OmegaConf.to_container(OmegaConf.load(CONFIGS / "task" / f"{task}.yaml"))
     return {
         f"{group}.{key}": value for key, value in own.items() if key not in ("_target_", "version", "repo", "revision")
     }

@@ -9,9 +9,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.errors import CompactHydraException
 from omegaconf import OmegaConf
 
+from melora_bench.grids import NO_POINT
 from melora_bench.grids.grid import own_experiment, points
-
-NO_POINT = 3  # the exit code for a selection that this table has no point of
 
 
 class GridSweeper(BasicSweeper):
