@@ -30,7 +30,7 @@ CONFIGS = ROOT / "configs" if IN_CHECKOUT else PACKAGE / "configs"
 PUBLISHED = ROOT / "results" / "published" if IN_CHECKOUT else PACKAGE / "published"
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
+def write_atomic(path: Path, write: Callable[[Path], object]) -> Path:
     """Let `write(temporary)` make the file, then rename it to `path`: a reader sees the whole file or none, after a power cut
     too. Its mode is what the umask leaves of 0666. Raises OSError, naming `path`, when it cannot be written."""
     with _naming(path):

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +19,9 @@ SHOWN = 768, 768  # RoBERTa-base's query and value
 
 class Net(nn.Module):
     """Two linear layers to adapt under a head: d_in -> d_out -> d_out -> 2."""
+
+    query: Any  # a linear layer, or the adapter that stands in its place
+    value: Any
 
     def __init__(self, d_in: int, d_out: int) -> None:
         super().__init__()
@@ -58,15 +62,15 @@ def train(name: str, *overrides: str, steps: int = 12, hook: bool = True, lr: fl
 
 def facts(cls: type[Method]) -> dict[str, str]:
     """The `Key: value` entries of a method's docstring."""
-    text = " ".join(inspect.getdoc(cls).split())
+    text = " ".join((inspect.getdoc(cls) or "").split())
     starts = "|".join(KEYS)
     return {key: value.strip() for key, value in re.findall(rf"\b({starts}): (.*?)(?=\b(?:{starts}): |$)", text)}
 
 
 def formula(method: Method, layer: nn.Module | None) -> str:
     """The first sentence that begins with `h =`, of the method's docstring or of its layer's."""
-    for text in (inspect.getdoc(method), inspect.getdoc(type(layer)) or ""):
-        found = re.search(r"\bh = .*?(?=\.( |$)|$)", " ".join(text.split()))
+    for text in (inspect.getdoc(method), inspect.getdoc(type(layer))):
+        found = re.search(r"\bh = .*?(?=\.( |$)|$)", " ".join((text or "").split()))
         if found:
             return found[0]
     raise ValueError(f"{type(method).__name__} says nowhere what h is")

@@ -42,4 +42,4 @@ def _keys(key: str) -> set[str]:
     if not dot:
         return {str(name) for command in COMMANDS for name in OmegaConf.load(CONFIGS / f"{command}.yaml")}
     files = [CONFIGS / group / f"{option}.yaml" for option in options(group)]
-    return {f"{group}.{name}" for file in files for name in OmegaConf.load(file)}
+    return {f"{group}.{name!s}" for file in files for name in OmegaConf.load(file)}

@@ -8,6 +8,7 @@ epoch. Exit codes: 0 done, 1 a point failed, 2 no such setting, 3 the table has 
 """
 
 import sys
+from typing import cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -29,7 +30,8 @@ def train(cfg: DictConfig) -> None:
     setup_logging()
     hydra_config = HydraConfig.get()
     if cfg.get("table") and hydra_config.mode == RunMode.RUN:  # one point of a table; a grid's sweeper has seen to it
-        cfg.experiment = own_experiment(OmegaConf.to_container(cfg), hydra_config.overrides.task)
+        grid = cast(dict, OmegaConf.to_container(cfg))
+        cfg.experiment = own_experiment(grid, hydra_config.overrides.task)
     try:
         run(cfg, hydra_config.runtime.choices)
     except RunError:
