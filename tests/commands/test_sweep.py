@@ -114,3 +114,18 @@ def test_a_table_without_an_untrained_row_does_not_score_the_backbone(called):
 )
 def test_without_settings_models_are_scored_as_they_are_trained(overrides, expected):
     assert sweep.as_trained(load_grid("melora_table3"), overrides) == expected
+
+
+def test_two_grids_in_one_process_with_a_point_that_fails(tiny_overrides, tmp_path, capsys):
+    """CoLA's data is missing: MRPC is trained all the same, for both tables, and both tables are written."""
+    kept = [item for item in tiny_overrides if not item.startswith(("task=", "epochs="))]
+    short = ["epochs=1", "max_length=32", "max_train_rows=32", "max_eval_rows=16", "seeds=[0]"]
+    names = ["small_glue", "mplora_table2"]
+    assert cli.main(["sweep", *names, *kept, *short, "task=cola,mrpc", "method=lora"]) == 1
+    out, err = capsys.readouterr()
+    assert err.count("1 of 2 points failed") == 2 and "Traceback" not in err
+    assert out.count("\nwrote ") == 2 and out.count("\n| LoRA r=8 | ") >= 2
+    assert [path.parent.name for path in (tmp_path / "results" / "runs").rglob("*.json")] == ["mrpc"] * 2
+    failed = cli.main(["status", "mplora_table2", *kept, *short, "task=cola", "method=lora"])
+    out = capsys.readouterr().out
+    assert failed == 0 and "cola lora" in out and "failed: data.root=" in out and "1 failed, 0 missing" in out
