@@ -22,11 +22,15 @@ log = logging.getLogger(__name__)
 
 DAY = 86400  # seconds
 PACKAGE = Path(__file__).resolve().parent
-ROOT = PACKAGE.parent
-CONFIGS = ROOT / "configs"
+IN_CHECKOUT = (PACKAGE.parent / "configs" / "train.yaml").is_file()
+# Where results/ and docs/ are: the checkout, or of an installed package the working directory.
+ROOT = PACKAGE.parent if IN_CHECKOUT else Path()
+# An installed package brings copies of these.
+CONFIGS = ROOT / "configs" if IN_CHECKOUT else PACKAGE / "configs"
+PUBLISHED = ROOT / "results" / "published" if IN_CHECKOUT else PACKAGE / "published"
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> Path:
+def write_atomic(path: Path, write: Callable[[Path], object]) -> Path:
     """Let `write(temporary)` make the file, then rename it to `path`: a reader sees the whole file or none, after a power cut
     too. Its mode is what the umask leaves of 0666. Raises OSError, naming `path`, when it cannot be written."""
     with _naming(path):

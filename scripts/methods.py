@@ -1,11 +1,8 @@
-"""Write docs/methods.md and docs/tables.md: `python scripts/methods.py`."""
+"""Write docs/methods.md: `melora-bench docs`."""
 
-import argparse
+import sys
 
-from melora_bench.grids import tables_page
-from melora_bench.results import methods_page
+from melora_bench.cli import main
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    for page in (methods_page, tables_page):
-        print(f"wrote {page.write_docs()}")
+    sys.exit(main(["docs", *sys.argv[1:]]))

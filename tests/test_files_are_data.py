@@ -9,7 +9,6 @@ import random
 import re
 import shutil
 
-import export as script
 import pytest
 import torch
 from conftest import files, interrupt, run_point
@@ -20,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from melora_bench.adapters.files import ACCOUNT
+from melora_bench.commands import export as command
 from melora_bench.external.embedded import OPTION, PUBLIC
 from melora_bench.files import ROOT, options, sha256_file
 from melora_bench.models.backbones import Encoder
@@ -53,7 +53,7 @@ def export(adapter, tiny_roberta, tmp_path, capsys):
         save_file(load_file(adapter), file, metadata={"melora_bench": json.dumps(account)})
         shutil.rmtree(tmp_path / "to", ignore_errors=True)
         capsys.readouterr()
-        code = script.main([f"run={file}", f"to={tmp_path}/to", f"backbone.path={tiny_roberta}"])
+        code = command.main([f"run={file}", f"to={tmp_path}/to", f"backbone.path={tiny_roberta}"])
         out, err = capsys.readouterr()
         assert (code, out == "") in ((0, False), (1, True)), err
         assert files(tmp_path) - {"sent/last.safetensors"} == (
@@ -152,7 +152,7 @@ def test_a_repository_that_only_the_adapter_names(adapter, tmp_path, capsys):
     account["config"]["backbone"]["repo"] = "somebody/else"
     account["config_hash"] = config_hash(account["config"])
     save_file(load_file(adapter), tmp_path / "x.safetensors", metadata={"melora_bench": json.dumps(account)})
-    assert script.main([f"run={tmp_path}/x.safetensors", f"to={tmp_path}/to"]) == 1
+    assert command.main([f"run={tmp_path}/x.safetensors", f"to={tmp_path}/to"]) == 1
     assert "somebody/else as its backbone, which is none of ours" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""The points of a table's grid, narrowed from the command line, and their states as scripts/status.py prints them."""
+"""The points of a table's grid, narrowed from the command line, and their states as `melora-bench status` prints them."""
 
 import re
 import subprocess
@@ -6,11 +6,11 @@ import sys
 import threading
 
 import pytest
-import status
 from conftest import composed
 from omegaconf import OmegaConf
 from synthetic import record
 
+from melora_bench.commands import status
 from melora_bench.external.shapes import name as is_name
 from melora_bench.files import ROOT
 from melora_bench.grids.jobs import jobs
@@ -194,7 +194,7 @@ def mine(tmp_path) -> tuple[list[str], Point]:
 
 def failed(of: Point, seed: int) -> None:
     of.output(seed).mkdir(parents=True, exist_ok=True)
-    (of.output(seed) / "error.txt").write_text("the loss was not finite")
+    (of.output(seed) / "error.txt").write_text("the loss was not finite\n\nTraceback\n")
 
 
 def test_status_counts_done_running_failed_and_missing(mine, capsys, tmp_path):
@@ -205,18 +205,18 @@ def test_status_counts_done_running_failed_and_missing(mine, capsys, tmp_path):
     failed(of, 0)  # an error that a later run made good
     failed(of, 2)
     status.show("mplora_table2", overrides)
-    line, total = capsys.readouterr().out.strip().splitlines()
-    assert line.split("  ")[-4:] == [of.name, "done [0]", "failed [2]", "missing [1, 3, 4]"]
-    assert line.startswith("task=mrpc method=mplora method.r=8 method.n=2 results_dir=")
+    line, reason, total = capsys.readouterr().out.strip().splitlines()
+    assert line.split("  ") == ["mrpc mplora n=2", "done [0]", "failed [2]", "missing [1, 3, 4]", of.name]
+    assert reason == f"  failed: the loss was not finite (seeds [2]; the trace is in {of.output(2)}/error.txt)"
     assert total == "mplora_table2: 1 done, 0 running, 1 failed, 3 missing"
     with of.claimed():
         status.show("mplora_table2", overrides)
     line, total = capsys.readouterr().out.strip().splitlines()
-    assert line.split("  ")[-2:] == ["done [0]", "running [1, 2, 3, 4]"]
+    assert line.split("  ")[1:] == ["done [0]", "running [1, 2, 3, 4]", of.name]
     (tmp_path / "results" / "runs" / f"{of.run_id(0)}.json").write_text("{}")
     status.show("mplora_table2", overrides)
-    line, reason, total = capsys.readouterr().out.strip().splitlines()
-    assert "refused [0]" in line and "has schema None" in reason
+    line, refused, failure, total = capsys.readouterr().out.strip().splitlines()
+    assert "refused [0]" in line and "has schema None" in refused and "failed: the loss" in failure
     assert total == "mplora_table2: 0 done, 1 refused, 0 running, 1 failed, 3 missing"
 
 
@@ -273,10 +273,10 @@ def test_main_succeeds_where_one_table_has_a_point(capsys, tmp_path):
 def test_main_reports_what_it_refuses(capsys):
     assert status.main(["mplora_table2", "task=mnli"]) == 1
     assert "error: no point of this table has task=mnli" in capsys.readouterr().err
-    assert status.main(["nonsense"]) == 1
+    assert status.main(["nonsense"]) == 2
     assert "error: table 'nonsense' is unknown" in capsys.readouterr().err
-    assert status.main(["quickstart", "task=movie", "method=lora", "epoch=1"]) == 1
-    assert "Could not override 'epoch'" in capsys.readouterr().err
+    assert status.main(["quickstart", "task=movie", "method=lora", "epoch=1"]) == 2
+    assert "error: Could not override 'epoch': did you mean epochs?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("override", "message"), [
@@ -304,6 +304,7 @@ def test_a_home_in_an_override_names_one_trial_everywhere(tmp_path, monkeypatch,
     monkeypatch.setenv("HOME", str(tmp_path))
     names = []
     for place in ("~/adapters", f"{tmp_path}/adapters"):
-        assert status.main(["--experiment", "mplora_table2", f"init_from={place}"]) == 0
+        point = ["task=mrpc", "method=lora", f"results_dir={tmp_path}", f"output_dir={tmp_path}"]
+        assert status.main(["mplora_table2", *point, f"init_from={place}"]) == 0
         names.append(capsys.readouterr().out)
-    assert names[0] == names[1] != "mplora_table2\n"
+    assert names[0] == names[1] and "mplora_table2 (experiment=mplora_table2-init_from-" in names[0]

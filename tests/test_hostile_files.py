@@ -573,7 +573,7 @@ def test_every_script_explains_itself_and_writes_nothing(name, tmp_path, monkeyp
     except SystemExit as done:
         code = done.code
     assert code in (0, None) and state() == before
-    assert name in (text := capsys.readouterr().out) or "Powered by Hydra" in text
+    assert name in (text := capsys.readouterr().out) or "melora-bench" in text
 
 
 @pytest.mark.parametrize("name", ["report", "methods", "tables", "figures", "plan", "status", "export"])

@@ -8,7 +8,6 @@ import shutil
 import huggingface_hub
 import pandas as pd
 import pytest
-import status
 from conftest import interrupt, run_point
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import LocalEntryNotFoundError
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from test_training import curves
 
 from melora_bench import files
+from melora_bench.commands import status
 from melora_bench.external.embedded import vader_folder
 from melora_bench.external.fetching import nothing_fetched
 from melora_bench.external.fields import build

@@ -16,7 +16,6 @@ from pathlib import Path
 import evaluate
 import numpy as np
 import pytest
-import tables as tables_script  # scripts/tables.py
 import transformers
 from conftest import run_point
 from filelock import FileLock
@@ -26,8 +25,9 @@ from synthetic import record
 from test_claims import point
 from test_training import adapters, curves, equal
 
-from melora_bench import files
+from melora_bench import cli, files
 from melora_bench.adapters.export import export
+from melora_bench.commands import tables as tables_command
 from melora_bench.external import embedded
 from melora_bench.external.notices import warn_once
 from melora_bench.files import ROOT, cache_dir, home, write_atomic, write_folder
@@ -509,16 +509,21 @@ def test_ctrl_c_ends_a_sweep_with_one_line(tiny_overrides, tmp_path):
     assert not list(tmp_path.rglob("*melora-*")) and not list(tmp_path.rglob("error.txt"))
 
 
-def test_every_command_ends_so(capsys):
+def test_every_command_ends_so(monkeypatch, capsys):
     def interrupted():
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as caught, processes.interruptible():
         interrupted()
     assert (caught.value.code, capsys.readouterr().err) == (130, "interrupted\n")
+    for name in cli.COMMANDS:
+        monkeypatch.setattr(f"melora_bench.commands.{name}.main", lambda arguments: interrupted())
+        with pytest.raises(SystemExit) as caught:
+            cli.main([name])
+        assert caught.value.code == 130 and capsys.readouterr().err.startswith("interrupted"), name
     for path in (ROOT / "scripts").glob("*.py"):
-        if not path.name.startswith("bench_") and path.name != "methods.py":
-            assert "with interruptible(" in path.read_text(), path
+        if not path.name.startswith("bench_"):
+            assert re.search(r"with interruptible\(|from melora_bench.cli import main", path.read_text()), path
 
 
 # ---- make, and paths
@@ -526,16 +531,16 @@ def test_every_command_ends_so(capsys):
 
 @pytest.fixture
 def make(tmp_path):
-    """make(*arguments): (exit code, the arguments of each command that make starts in place of python, stderr)."""
+    """make(*arguments): (exit code, the arguments of each command that make starts in place of melora-bench, stderr)."""
     if not shutil.which("make"):
         pytest.skip("make is not installed")
-    python = tmp_path / "bin" / "python"
-    python.parent.mkdir()
-    python.write_text('#!/bin/sh\nprintf "%s|" "$@"; echo\n[ "$1" != scripts/train.py ] || exit ${CODE:-0}\n')
-    python.chmod(0o755)
+    program = tmp_path / "bin" / "melora-bench"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\nprintf "%s|" "$@"; echo\nexit ${CODE:-0}\n')
+    program.chmod(0o755)
 
     def run(*arguments: str, code: int = 0):
-        command = ["make", "-s", "-o", ".venv/.installed", f"BIN={python.parent}", *arguments]
+        command = ["make", "-s", "-o", ".venv/.installed", f"BIN={program.parent}", *arguments]
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment | {"CODE": str(code)})
         commands = [line.split("|")[:-1] for line in done.stdout.splitlines() if line.endswith("|")]
@@ -545,19 +550,22 @@ def make(tmp_path):
 
 
 def test_make_passes_arguments_not_words(make):
-    """A folder with a space reaches both commands as one argument, quoted for the shell or for Hydra."""
+    """A folder with a space reaches the command as one argument, quoted for the shell or for Hydra."""
     for given_, argument in (
         ("results_dir='/a b'", "results_dir=/a b"),
         ("\"results_dir='/a b'\"", "results_dir='/a b'"),
     ):
         code, commands, _ = make("sweep", "TABLE=quickstart", f"ARGS={given_} task=movie")
-        assert code == 0
-        assert commands == [
-            ["scripts/train.py", "-m", "table=quickstart", argument, "task=movie"],
-            ["scripts/tables.py", "quickstart", argument, "task=movie"],
-        ]
-    _, commands, _ = make("quickstart", "ARGS=results_dir=/a")
-    assert [command[-1] for command in commands] == ["results_dir=/a"] * 2
+        assert (code, commands) == (0, [["sweep", "quickstart", argument, "task=movie"]])
+    assert make("quickstart", "ARGS=results_dir=/a")[1] == [["sweep", "quickstart", "results_dir=/a"]]
+    assert make("glue-sweep", "ARGS=task=mrpc")[1] == [["sweep", "melora_table2", "mplora_table2", "task=mrpc"]]
+    assert make("instruct-sweep", "ARGS=seeds=[1]")[1] == [["sweep", "melora_table3", "seeds=[1]"]]
+    assert make("instruct-sweep", "SCORE=limit=8 task.shots=1")[1][0][2:] == ["--", "limit=8", "task.shots=1"]
+    [[*training, allowed, data, root]] = make("instruct-quickstart", "DATA=/a b")[1]
+    assert training[:5] == ["sweep", "instruct_quickstart", "data=local", "data.root=/a b/alpaca", "--"]
+    assert (allowed, data, root) == ("allow_code_execution=true", "data=local", "data.root=/a b/instruct")
+    code, commands, said = make("instruct-quickstart")
+    assert (code, commands) == (2, []) and "DATA=DIR is missing" in said
 
 
 def test_make_refuses_variables_that_it_does_not_have(make):
@@ -567,29 +575,23 @@ def test_make_refuses_variables_that_it_does_not_have(make):
                         r'runs go into ARGS, as in ARGS="task=mrpc"\.  Stop\.\n', said)  # fmt: skip
     code, commands, said = make("sweep")
     assert (code, commands) == (2, []) and "TABLE=NAME is missing" in said
-    assert make("status", "TABLE=quickstart", "PYTHON=python3")[1] == [["scripts/status.py", "quickstart"]]
-
-
-def test_make_stops_at_ctrl_c_only(make):
-    assert [len(make("glue-sweep", code=code)[1]) for code in (130, 1, 0)] == [1, 2, 2]
-    assert [len(make("instruct-sweep", code=code)[1]) for code in (130, 1, 0)] == [1, 4, 4]
-    assert [make("instruct-sweep", code=code)[0] for code in (130, 1, 0)] == [2, 2, 0]
+    assert make("status", "TABLE=quickstart", "PYTHON=python3")[1] == [["status", "quickstart"]]
 
 
 def test_tables_take_the_sweeps_arguments(tmp_path, monkeypatch, capsys):
     """The records' folder and experiment as the sweep was given them, quoted or under ~; other overrides change nothing."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(
-        "melora_bench.grids.commands.options", lambda group: set()
+        "melora_bench.commands.tables.options", lambda group: set()
     )  # nothing is written among the committed results
     results = tmp_path / "a b"
     record(method="mplora", n=2, experiment="mine").save(results)
     for place in (f"results_dir='{results}'", f"results_dir={results}", "results_dir='~/a b'", "results_dir=~/a b"):
         assert (
-            tables_script.main(["mplora_table2", place, "experiment=mine", "task=mrpc", "hydra/launcher=joblib"]) == 0
+            tables_command.main(["mplora_table2", place, "experiment=mine", "task=mrpc", "hydra/launcher=joblib"]) == 0
         )
         assert f"wrote {results}/tables/mine.csv" in capsys.readouterr().out
-    assert tables_script.main(["mplora_table2", "results_dir='open"]) == 1
+    assert tables_command.main(["mplora_table2", "results_dir='open"]) == 2
     assert capsys.readouterr().err.startswith("error: ")
 
 

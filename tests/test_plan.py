@@ -1,10 +1,10 @@
 """The plan counts what a sweep will do, probes without leaving a trace, and says what it cannot know."""
 
-import plan as script  # scripts/plan.py
 import pytest
 import torch
 from conftest import run_point
 
+from melora_bench.commands import plan as command
 from melora_bench.grids.plan import plan
 
 
@@ -35,7 +35,7 @@ def test_what_is_recorded_costs_nothing(narrowed):
 
 def test_what_cannot_be_known_is_said(tmp_path, capsys):
     """Without the data the points are listed all the same, with the reason once."""
-    code = script.main(
+    code = command.main(
         ["mplora_table1", "backbone=minilm", "data=local", f"data.root={tmp_path}", "task=mrpc", "method=lora"]
     )
     printed = capsys.readouterr().out
@@ -56,11 +56,11 @@ def test_a_point_that_does_not_fit_has_an_unknown_cost(narrowed, monkeypatch):
 
 def test_scoring_is_said_to_come_on_top(narrowed, capsys):
     """The grid of a table that scores what was trained is what is trained."""
-    assert script.main(["melora_table3", "data=local", "data.root=nowhere", "method=adalora"]) == 0
+    assert command.main(["melora_table3", "data=local", "data.root=nowhere", "method=adalora"]) == 0
     assert "the plan is of training: 1 models are then scored on mmlu" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [[], ["a", "b"]])
+@pytest.mark.parametrize("arguments", [[], ["audit", "quickstart"]])
 def test_one_table_is_named(arguments, capsys):
-    assert script.main(arguments) == 2
+    assert command.main(arguments) == 2
     assert "name one table" in capsys.readouterr().err

@@ -4,3 +4,5 @@ import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).with_name("plugins")))
+
+NO_POINT = 3  # the exit code for a selection that a table has no point of

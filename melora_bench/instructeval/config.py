@@ -66,7 +66,9 @@ def misnamed(arguments: list[str], command: str) -> str:
         group, _, field = key.partition(".")
         names = value.split(",")
         if command == "train" and key == "task" and (scoring := [name for name in names if name in benchmarks]):
-            return f"task={scoring[0]} scores a model and trains none: scripts/instructeval.py benchmark={scoring[0]} run=RUN"
+            return (
+                f"task={scoring[0]} scores a model and trains none: melora-bench score benchmark={scoring[0]} run=RUN"
+            )
         if command == "score" and key == "task" and options("task").intersection(names):
             there = " or ".join([", ".join(benchmarks[:-1]), benchmarks[-1]])
             return f"task={value} is trained on, not scored: use benchmark={there}"

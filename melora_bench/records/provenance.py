@@ -8,7 +8,7 @@ import subprocess
 import textwrap
 from typing import Any
 
-from melora_bench.files import ROOT, sha256_file, sha256_json
+from melora_bench.files import IN_CHECKOUT, PACKAGE, ROOT, sha256_file, sha256_json
 
 log = logging.getLogger(__name__)
 GIT_SECONDS = 60  # what a slow file system may take; a git that hangs holds up no run
@@ -25,6 +25,8 @@ def git_state() -> dict[str, Any]:
 
     watched = ("melora_bench", "configs", "scripts", "pyproject.toml", "requirements.lock")
     try:
+        if not IN_CHECKOUT:  # a git that answers there speaks of another repository
+            raise FileNotFoundError(f"{PACKAGE} is an installed package, not a checkout")
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", *watched))}
     except subprocess.CalledProcessError as error:
         reason = " ".join(error.stderr.decode(errors="replace").split())
@@ -37,8 +39,7 @@ def git_state() -> dict[str, Any]:
 @functools.cache
 def code_sha256() -> str:
     """sha256 of the package's source files, with or without git."""
-    folder = ROOT / "melora_bench"
-    return sha256_json({str(path.relative_to(folder)): sha256_file(path) for path in sorted(folder.rglob("*.py"))})
+    return sha256_json({str(path.relative_to(PACKAGE)): sha256_file(path) for path in sorted(PACKAGE.rglob("*.py"))})
 
 
 def now() -> str:

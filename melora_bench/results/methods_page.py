@@ -51,7 +51,7 @@ def row(name: str) -> str:
     model, method = attached(name, SHOWN)
     layer = next(iter(method.layers.values()), None)
     said, counted = facts(type(method)), measured(name, SHOWN)
-    numbers = [f"`{said[key]}`: {counted[key]:,}" if key in said else "0" for key in KEYS[:3]]
+    numbers = [f"`{said[key]}`: {counted[key]:,}" if key in said else str(counted.get(key, "")) for key in KEYS[:3]]
     trained = ", ".join(f"{key} {tuple(value.shape[1:])}" for key, value in trainable(model.query).items())
     if not method.packs:  # it trains the backbone itself
         trained, numbers = "W", ["all of it", "any", "0"]
@@ -89,5 +89,7 @@ def measured(name: str, shape: tuple[int, int], *overrides: str) -> dict[str, in
     method.before_forward(0)
     with FlopCounterMode(display=False) as counter:
         layer.train().update(torch.zeros(1, 1, shape[0]))
-    rank = torch.linalg.matrix_rank(layer.delta_weight()[0].detach().double(), rtol=1e-6)
-    return {"Parameters": count(model), "Rank": int(rank), "Cost": counter.get_total_flops() // 2}
+    counted = {"Parameters": count(model), "Cost": counter.get_total_flops() // 2}
+    if layer.form == "function":  # no change of a weight, so no rank
+        return counted
+    return counted | {"Rank": int(torch.linalg.matrix_rank(layer.delta_weight()[0].detach().double(), rtol=1e-6))}

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from melora_bench.files import ROOT
+from melora_bench.files import PUBLISHED
 from melora_bench.grids.tables import Table
 
-FOLDER = ROOT / "results" / "published"
+FOLDER = PUBLISHED
 COLUMNS = "paper table method variant backbone task metric value spread params seeds selection source note".split()
 
 

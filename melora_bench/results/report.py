@@ -30,12 +30,14 @@ def write(results_dir: str | None = None) -> Path:
         raise ValueError(f"{results} is no folder: name the results_dir of finished runs")
     contents = _read(results)
     tables = contents.tables
-    links = {name: table.table.title for name, table in tables.items()} | {"found": "What we found", "runs-all": "Runs"}
+    findings = _findings()
+    links = {name: table.table.title for name, table in tables.items()}
+    links |= ({"found": "What we found"} if findings else {}) | {"runs-all": "Runs"}
     runs = json.dumps([_run(record) for record in contents.records], separators=(",", ":"), allow_nan=False)
     parts = {
         "summary": html.escape(contents.summary),
         "nav": " ".join(f'<a href="#{html.escape(name)}">{html.escape(title)}</a>' for name, title in links.items()),
-        "body": "\n".join([*(_table(name, table) for name, table in tables.items()), _findings()]),
+        "body": "\n".join([*(_table(name, table) for name, table in tables.items()), findings]),
         "data": runs.replace("<", "\\u003c"),
     }
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], TEMPLATE.read_text(encoding="utf-8"))
@@ -130,7 +132,10 @@ def _image(path: Path) -> str:
 
 def _findings() -> str:
     """The findings of docs/methods.md."""
-    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8").partition("## What we found")[2]
+    page = ROOT / "docs" / "methods.md"
+    if not page.is_file():  # an installed package has no docs/
+        return ""
+    text = page.read_text(encoding="utf-8").partition("## What we found")[2]
     return '<h2 id="found">What we found</h2>' + _list(
         _inline(line[2:]) for line in text.splitlines() if line.startswith("* ")
     )

@@ -54,13 +54,13 @@ class Point:
         return " ".join([self.choices["task"], self.choices["method"], *shown])
 
     def _settings(self) -> list[str]:
-        """The keys that the rows of the table list for this method; without a table, the method's keys whose values are not
-        those of its YAML."""
+        """The keys in which the rows of the table differ for this method; without a table, the method's keys whose values are
+        not those of its YAML."""
         method = self.choices["method"]
         if self.config.table:
-            rows = [row.get("settings") or row.get("points", {}) for row in self.config.table.get("rows", [])]
-            keys = [key for row in rows if row.get("method") in (method, [method]) for key in row]
-            return [key for key in dict.fromkeys(keys) if key not in GROUPS]
+            rows = [row["settings"] for row in self.config.table["rows"] if row["settings"].get("method") == method]
+            keys = dict.fromkeys(key for row in rows for key in row if key not in ("task", "method"))
+            return [key for key in keys if len(_values(rows, key)) > 1]
         usual = OmegaConf.to_container(OmegaConf.load(CONFIGS / "method" / f"{method}.yaml"))
         assert isinstance(usual, dict)
         changed = {key for key, value in self.config.method.items() if key in usual and usual[key] != value}
@@ -69,6 +69,8 @@ class Point:
     def _value(self, key: str) -> Any:
         """The value of a key of the config such as method.n; None where there is none."""
         group, _, name = key.partition(".")
+        if key in self.choices:
+            return self.choices[key]
         value = getattr(self.config, group, None)
         return value.get(name) if name and isinstance(value, dict) else value
 
@@ -143,3 +145,9 @@ class Point:
         if held(self.lock):
             return "running"
         return "failed" if (self.output(seed) / "error.txt").exists() else "missing"
+
+
+def _values(rows: list[dict[str, Any]], key: str) -> set[str]:
+    """The values that the rows of a table give to a key, as text; a row without it has none."""
+    given = (row.get(key, [None]) for row in rows)
+    return {str(value) for values in given for value in (values if isinstance(values, list) else [values])}

@@ -8,12 +8,11 @@ import sys
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.errors import CompactHydraException
 
+from melora_bench.grids import NO_POINT
 from melora_bench.grids.jobs import jobs
 from melora_bench.grids.tables import composed_table
 from melora_bench.grids.trials import own_experiment
 from melora_bench.training import progress
-
-NO_POINT = 3  # the exit code for a selection that this table has no point of
 
 
 class GridSweeper(BasicSweeper):

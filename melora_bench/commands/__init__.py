@@ -1,0 +1,1 @@
+"""The commands of `melora-bench`: one module each, with main(arguments) -> exit code; its docstring is its help."""
