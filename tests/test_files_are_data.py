@@ -2,6 +2,7 @@
 line."""
 
 import builtins
+import contextlib
 import copy
 import functools
 import json
@@ -47,7 +48,8 @@ def export(adapter, tiny_roberta, tmp_path, capsys):
 
     def call(account: dict, fix: bool = True) -> tuple[int, str]:
         if fix and isinstance(account.get("config"), dict):
-            account["config_hash"] = config_hash(account["config"])
+            with contextlib.suppress(ValueError):  # it holds a number that no JSON has
+                account["config_hash"] = config_hash(account["config"])
         file = tmp_path / "sent" / "last.safetensors"
         file.parent.mkdir(exist_ok=True)
         save_file(load_file(adapter), file, metadata={"melora_bench": json.dumps(account)})
@@ -105,6 +107,16 @@ def test_an_interpolation_in_an_adapter_is_a_text(text, adapter, export, monkeyp
     account["config"]["method"]["init_a"] = text
     code, err = export(account)
     assert code == 1 and f"init_a={text!r} is unknown" in err
+
+
+@pytest.mark.parametrize(("value", "shown"), [("\n", r"\n"), ("\x1b[2J", r"\x1b[2J"), ("\u2028", r"\u2028")])
+def test_what_no_line_holds_is_shown_as_python_writes_it(value, shown, adapter, export):
+    """Neither a second line nor a terminal's command, as a value and as a key."""
+    for place in ({"version": value}, {value: 1}):
+        account = account_of(adapter)
+        account["config"]["task"] |= place
+        code, err = export(account)
+        assert code == 1 and shown in err and err.count("\n") == 1 and err[:-1].isprintable()
 
 
 @pytest.mark.parametrize("group", ["method", "task", "backbone"])

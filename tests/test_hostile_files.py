@@ -625,9 +625,9 @@ def mutated(draw, content: dict) -> object:
         if change == "remove":
             del inner[last]
         elif change == "add" and isinstance(inner, dict):
-            inner[draw(st.text(max_size=9))] = draw(VALUES)
+            inner[draw(st.text(max_size=9))] = copy.deepcopy(draw(VALUES))
         else:
-            inner[last] = draw(VALUES)
+            inner[last] = copy.deepcopy(draw(VALUES))
         if len(places(content)) < 2:
             break
     return content

@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from melora_bench.commands.arguments import UsageError
 from melora_bench.commands.slips import in_one_line
+from melora_bench.external.shapes import printable
 from melora_bench.files import reason
 
 DONE, FAILED, USAGE = 0, 1, 2
@@ -48,5 +49,5 @@ def exit_code(body: Callable[[], int | None]) -> int:
 
 
 def _say(line: str, code: int) -> int:
-    print(f"error: {line}", file=sys.stderr)
+    print(f"error: {printable(line)}", file=sys.stderr)
     return code

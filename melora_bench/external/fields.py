@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal, cast
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
+from melora_bench.external.shapes import printable
+
 MOST = 1_000_000  # of a setting that is no count: far above any that trains, far below float32's overflow
 WORDS = {
     int: "a whole number",
@@ -70,7 +72,8 @@ def check_fields(cls: type, values: dict, place: str) -> None:
     key: `method.`."""
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     if unknown := values.keys() - fields.keys():
-        raise ValueError(f"{place}{min(map(str, unknown))} is unknown: there are {', '.join(sorted(fields))}")
+        key = printable(min(map(str, unknown))[:60])
+        raise ValueError(f"{place}{key} is unknown: there are {', '.join(sorted(fields))}")
     for name, field in fields.items():
         if name in values:
             _check(f"{place}{name}", values[name], field.type)
@@ -84,14 +87,14 @@ def _check(key: str, value: Any, wanted: Any) -> None:
         wanted, *rules = typing.get_args(wanted)
         for rule in rules:
             if not rule.holds(value):
-                raise ValueError(f"{key}={value} must be {rule.words}")
+                raise ValueError(f"{key}={printable(str(value)[:60])} must be {rule.words}")
     if typing.get_origin(wanted) is Literal:
         *others, last = typing.get_args(wanted)
         if value not in (*others, last):
             raise ValueError(f"{key}={value!r} is unknown: use {', '.join(others)} or {last}")
         return
     if not _fits(value, wanted):
-        raise ValueError(f"{key}={str(value)[:60]} must be {_words(wanted)}")
+        raise ValueError(f"{key}={printable(str(value)[:60])} must be {_words(wanted)}")
     if type(value) in (int, float) and _fits(0.5, wanted) and abs(value) > MOST:
         raise ValueError(f"{key}={value} must be at most {MOST:,}")
 

@@ -10,6 +10,11 @@ LARGEST = 2.0**128  # of single precision; sums and squares of such numbers stay
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 
 
+def printable(text: str) -> str:
+    """The text on one line: what no line holds stands there as Python writes it."""
+    return CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
+
+
 def text(value: object) -> bool:
     """a text"""
     return type(value) is str

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from melora_bench.adapters.files import trainable
+from melora_bench.external.fields import build
 from melora_bench.methods.base import Method
-from melora_bench.training.configs import build, compose_run
+from melora_bench.training.configs import compose_run
 
 
 class Net(nn.Module):

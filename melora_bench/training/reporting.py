@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from hydra.errors import CompactHydraException, InstantiationException
 
+from melora_bench.external.shapes import printable
 from melora_bench.files import reason, write_text
 from melora_bench.training.points import Point
 from melora_bench.training.processes import count, is_main
@@ -63,5 +64,5 @@ def one_line(error: BaseException) -> str:
     """An error in one line; the name of its class tells of an error that nobody foresaw."""
     if isinstance(error, OSError):
         return f"{reason(error)}; once that is mended, the same command goes on"
-    text = " ".join(str(error).split())
+    text = printable(" ".join(str(error).split()))
     return text if isinstance(error, ValueError | InstantiationException) else f"{type(error).__name__}: {text}"
