@@ -37,19 +37,10 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _temporary(path)
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, 0o666))
-        try:
-            mode = temporary.stat().st_mode & 0o777
-            write(temporary)
-            temporary.chmod(mode)  # a library may have put a file of another mode in its place
-            _sync(temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync(path.parent)
-    return path
+        return _filled(temporary, write, path)
 
 
-def write_folder(path: Path, write: Callable[[Path], None]) -> Path:
+def write_folder(path: Path, write: Callable[[Path], object]) -> Path:
     """Let `write(temporary)` fill a folder, then rename it to `path`, which may exist if it is empty. Modes and errors are
     those of `write_atomic`."""
     with _naming(path):
@@ -57,17 +48,25 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> Path:
         sweep(there.glob(f".{glob.escape(path.name)}.*"), older=DAY)
         temporary = _temporary(there / path.name)
         temporary.mkdir()
-        try:
-            mode = temporary.stat().st_mode & 0o777
-            write(temporary)
-            for inner in [*temporary.rglob("*"), temporary]:
-                inner.chmod(mode if inner.is_dir() else mode & 0o666)
-                _sync(inner)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(temporary, path)
-        finally:
+        return _filled(temporary, write, path)
+
+
+def _filled(temporary: Path, write: Callable[[Path], object], path: Path) -> Path:
+    """Let `write` fill an empty file or folder that was just made, and rename it to `path`; nothing else is left of it."""
+    try:
+        mode = temporary.stat().st_mode & 0o777
+        write(temporary)
+        for part in [*temporary.rglob("*"), temporary]:
+            part.chmod(mode if part.is_dir() else mode & 0o666)  # a library may have made it with another mode
+            _sync(part)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
-        _sync(path.parent)
+        else:
+            temporary.unlink(missing_ok=True)
+    _sync(path.parent)
     return path
 
 
@@ -110,13 +109,6 @@ def _sync(path: Path) -> None:
             raise
     finally:
         os.close(handle)
-
-
-def probe(folder: Path) -> None:
-    """Raises OSError when no file can be written in `folder`, which is made if need be."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -3,6 +3,7 @@
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from hydra.utils import get_class
@@ -10,13 +11,13 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from melora_bench.adapters import peft_format
-from melora_bench.adapters.files import about, backbone_tensors, head_tensors, load_tensors, save_adapter, trainable
+from melora_bench.adapters import files, peft_format
+from melora_bench.adapters.files import about, backbone_tensors, load_tensors, save_adapter, trainable
 from melora_bench.external.fields import check_fields
 from melora_bench.files import CONFIGS, options
 from melora_bench.methods import attach
 from melora_bench.methods.base import Method
-from melora_bench.methods.layers import AdapterLayer, Replicated
+from melora_bench.methods.layers import AdapterLayer, FactoredLayer, Replicated
 
 OWN_FILE = "melora_bench.safetensors"
 
@@ -89,13 +90,7 @@ class AdapterHandle:
 
     def param_groups(self, lr: float, head_lr: float | None = None) -> list[dict]:
         """Groups for a torch optimizer: the adapters as the method wants them (LoRA+ has two rates), then the head."""
-        in_head, trained = head_tensors(self.model), trainable(self.model)
-        adapters = {name: value for name, value in trained.items() if name not in in_head}
-        head = {
-            "params": [trained[name] for name in trained if name in in_head],
-            "lr": lr if head_lr is None else head_lr,
-        }
-        return [group for group in [*self.method.param_groups(adapters, lr), head] if group["params"]]
+        return files.param_groups(self.model, self.method, lr, lr if head_lr is None else head_lr)
 
     def penalty(self) -> Tensor:
         """(): what the method adds to the loss; 0 for most."""
@@ -132,7 +127,8 @@ class AdapterHandle:
         layers = self.method.layers
         factored = all(layer.form == "factors" for layer in layers.values())
         if factored and not backbone_tensors(self.model, layers):
-            peft_format.write(folder, self.model, layers, 0, modules_to_save=self.head, task_type=None, base=base)
+            factors = self.method.layers_of(FactoredLayer)
+            peft_format.write(folder, self.model, factors, 0, modules_to_save=self.head, task_type=None, base=base)
 
     def load(self, folder: str | Path) -> None:
         """Take the adapters and the head of a folder that `save` wrote, or the update of a PEFT LoRA adapter, without its
@@ -165,7 +161,7 @@ def _settings(model: nn.Module, name: str, given: dict) -> tuple[type[Method], d
         {key: value for key, value in OmegaConf.load(CONFIGS / "train.yaml").items() if key != "hydra"}
     )
     whole.update({"method": defaults, "backbone": {"target_modules": []}})
-    settings = {**OmegaConf.to_container(whole.method, resolve=True), **given}
+    settings = {**cast(dict[str, Any], OmegaConf.to_container(whole.method, resolve=True)), **given}
     cls = get_class(settings.pop("_target_"))
     check_fields(cls, settings, "")
     return cls, settings

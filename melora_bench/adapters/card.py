@@ -9,6 +9,7 @@ from torch import nn
 from melora_bench.adapters.trained import Trained
 from melora_bench.external.embedded import PUBLIC
 from melora_bench.methods.attach import head_names
+from melora_bench.models.base import Backbone
 
 
 def adapter_card(trained: Trained, base: str | None) -> str:
@@ -37,7 +38,7 @@ model = {auto}.from_pretrained("this folder").eval()"""
     return _card(trained, "transformers", base, loading + _mean_code(trained, "model"))
 
 
-def base_name(backbone, base: str | None) -> str | None:
+def base_name(backbone: Backbone, base: str | None) -> str | None:
     """The public name of the frozen weights: the one given, the hub's repository, or the one whose sha256 agrees. A folder
     of this machine is no name for others, so that without any of these there is none."""
     origin = backbone.origin()
@@ -57,7 +58,7 @@ def picks_first_token(head: nn.Module) -> bool:
 
 def _card(trained: Trained, library: str, base: str | None, loading: str) -> str:
     about = trained.about
-    paper = inspect.getdoc(inspect.getmodule(type(trained.method))).splitlines()[0]
+    paper = (inspect.getdoc(inspect.getmodule(type(trained.method))) or "").partition("\n")[0]
     settings = {key: value for key, value in about["config"]["method"].items() if key != "version"}
     commit = (about["git"]["commit"] or "unknown") + (" with local changes" if about["git"]["dirty"] else "")
     rows = {
@@ -113,6 +114,6 @@ def _cell(value: object) -> str:
     return html.escape(" ".join(str(value).split()), quote=False).replace("|", "\\|")
 
 
-def _auto(backbone, prefix: str) -> str:
+def _auto(backbone: Backbone, prefix: str) -> str:
     """The name of the library's class that loads this kind of model."""
     return backbone.auto.__name__.replace("AutoModel", prefix)

@@ -3,9 +3,9 @@
 import importlib.util
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
 from melora_bench.adapters import peft_format
 from melora_bench.adapters.card import adapter_card, base_name, merged_card, picks_first_token, reads_means
@@ -13,6 +13,7 @@ from melora_bench.adapters.files import account, backbone_tensors
 from melora_bench.adapters.trained import Trained, find, load
 from melora_bench.files import write_folder, write_text
 from melora_bench.methods.attach import head_names, merge
+from melora_bench.methods.layers import FactoredLayer
 from melora_bench.models.base import AS_DATA
 
 TOLERANCE = 1e-5  # of logits, in float32
@@ -73,8 +74,9 @@ def difference(trained: Trained, folder: Path, merged: bool) -> float | None:
         return ((theirs - ours).abs().max() / ours.abs().max().clamp(min=1)).item()
 
 
-def _stock_logits(model: nn.Module, trained: Trained, inputs: dict, merged: bool) -> torch.Tensor:
-    """Those of a stock library's model, its head called by hand where the head is to read means."""
+def _stock_logits(model: Any, trained: Trained, inputs: dict, merged: bool) -> torch.Tensor:
+    """Those of a stock library's model (of transformers, or of peft around one), its head called by hand where the head
+    is to read means."""
     if not reads_means(trained):
         return model(**inputs).logits
     plain = model if merged else model.get_base_model()
@@ -102,7 +104,7 @@ def write_adapter(trained: Trained, folder: Path, base: str | None) -> None:
     peft_format.write(
         folder,
         trained.model,
-        method.layers,
+        method.layers_of(FactoredLayer),
         0,
         modules_to_save=head_names(backbone.head),
         task_type=backbone.kind,

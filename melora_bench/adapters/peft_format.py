@@ -161,14 +161,15 @@ def _by_module(config: dict, key: str, pattern: str, names: Iterable[str]) -> di
         if not re.fullmatch(r"\^?[\w.-]+", name):  # ^ stands for the beginning, as in PEFT's documentation
             raise ValueError(f"has {pattern} of {_shown(name)}, a regular expression: name each module that it means")
 
-    def value(name: str) -> float:
+    def number(name: str) -> float:
         ends = (end for end in entries if f".{name}".endswith(f".{end}") or end == f"^{name}")
         return entries.get(next(ends, None), config[key])
 
-    return {name: value(name) for name in names}
+    return {name: number(name) for name in names}
 
 
 def _shown(value: object) -> str:
     """A name as it stands; anything else, and what would not stay one short line, as Python writes it."""
-    plain = isinstance(value, str) and value.isprintable() and len(value) < 200
-    return value if plain else reprlib.repr(value)
+    if isinstance(value, str) and value.isprintable() and len(value) < 200:
+        return value
+    return reprlib.repr(value)

@@ -3,14 +3,16 @@
 import glob
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from omegaconf import OmegaConf
-from torch import nn
+from transformers import PreTrainedModel
 
 from melora_bench.adapters.files import account, load_tensors
 from melora_bench.external.fields import build
 from melora_bench.files import CONFIGS
 from melora_bench.methods.base import Method
+from melora_bench.models.base import Backbone
 from melora_bench.records import records
 from melora_bench.records.inputs import difference, of_model
 
@@ -21,9 +23,9 @@ class Trained:
 
     # The file's own account: run_id, seed, config, choices, git, model, and the epoch's entry of the record.
     about: dict
-    model: nn.Module
+    model: PreTrainedModel
     method: Method
-    backbone: object
+    backbone: Backbone
     num_labels: int
 
 
@@ -53,7 +55,7 @@ def load(path: Path, backbone_path: str | None = None, *, as_trained: bool = Fal
     places = {"path": backbone_path} | ({"revision": commit} if commit else {})
     try:
         method, task = _built(about, "method"), _built(about, "task")
-        backbone = _built(about, "backbone", **exact, **places)
+        backbone: Backbone = _built(about, "backbone", **exact, **places)
         num_labels = task.num_labels
     except ValueError as error:
         raise ValueError(f"{path} says what no run of ours does: {error}") from error
@@ -75,7 +77,7 @@ def load(path: Path, backbone_path: str | None = None, *, as_trained: bool = Fal
     return Trained(about=about, model=model.eval(), method=method, backbone=backbone, num_labels=num_labels)
 
 
-def _built(about: dict, group: str, **instead: object):
+def _built(about: dict, group: str, **instead: object) -> Any:
     """The object of a config group as the file has its values, of the class that configs/ has; keys of `instead` that the
     class has take its values. Raises ValueError as `build` does."""
     option = _option(group, about["choices"][group])
@@ -83,9 +85,9 @@ def _built(about: dict, group: str, **instead: object):
     return build({**about["config"][group], **known, "_target_": option["_target_"]}, group)
 
 
-def _option(group: str, choice: str) -> dict:
+def _option(group: str, choice: str) -> dict[str, Any]:
     """The YAML of a config group's option, unresolved."""
-    return OmegaConf.to_container(OmegaConf.load(CONFIGS / group / f"{choice}.yaml"))
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(CONFIGS / group / f"{choice}.yaml")))
 
 
 def _existing(path: str | Path) -> Path:

@@ -12,8 +12,9 @@ Exit codes: 0 all is done, 1 some point failed, 2 no such table or setting, 3 no
 
 import shlex
 from collections.abc import Iterable
+from typing import cast
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from melora_bench.commands import score, tables, train
 from melora_bench.commands.arguments import UsageError, tables_and_overrides
@@ -87,7 +88,7 @@ def as_trained(name: str, table: Table, overrides: list[str]) -> list[str]:
     chosen = [item for item in overrides if item.partition("=")[0].partition(".")[0] in SCORED_AS_TRAINED]
     if any(item.startswith("backbone=") for item in chosen):
         return chosen
-    grid = OmegaConf.load(CONFIGS / "table" / f"{name}.yaml")
+    grid = cast(DictConfig, OmegaConf.load(CONFIGS / "table" / f"{name}.yaml"))
     fields = {f"backbone.{key}": value for key, value in grid.get("backbone", {}).items()}
     fields |= {key: grid[key] for key in ("precision", "results_dir", "output_dir") if key in grid}
     given = {item.partition("=")[0] for item in chosen}

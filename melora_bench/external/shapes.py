@@ -2,7 +2,8 @@
 
 import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 NAME = re.compile(r"(?!\.\.?/?$)[\w.-]+")
 LARGEST = 2.0**128  # of single precision; sums and squares of such numbers stay finite in double
@@ -40,12 +41,12 @@ def count(value: object) -> bool:
     return type(value) is int and 0 <= value < LARGEST
 
 
-def number(value: object) -> bool:
+def number(value: Any) -> bool:
     """a number"""
     return type(value) in (int, float) and -LARGEST < value < LARGEST
 
 
-def misfit(value: object, shape: object) -> str:
+def misfit(value: Any, shape: Any) -> str:
     """Where and how a value differs from its shape, such as ".epochs.0.step is -1, not a whole number from 0 on"; else empty.
 
     A shape is a predicate, whose docstring says what it takes; [shape] for a list, [shape, ...] for one that is not empty;
@@ -65,6 +66,7 @@ def misfit(value: object, shape: object) -> str:
             return " is empty"
         pairs = enumerate(value)
         return next((f".{key}{what}" for key, item in pairs if (what := misfit(item, shape[0]))), "")
+    found: Iterable[tuple[str, Any]]
     for key, inner in shape.items():
         if key is str:
             found = value.items()

@@ -5,17 +5,18 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 from accelerate import Accelerator
+from transformers import PreTrainedModel
 
 from melora_bench.adapters.files import account
-from melora_bench.adapters.trained import find
+from melora_bench.adapters.trained import find, load
 from melora_bench.external.fields import build
 from melora_bench.files import sha256_file
 from melora_bench.instructeval.config import ScoreConfig
+from melora_bench.models.base import Backbone
 from melora_bench.models.checks import check_device, check_dtype
 from melora_bench.records.identity import identity
 
@@ -32,7 +33,7 @@ class Scored:
     """A model to score, and what its record says of it."""
 
     # The model and its backbone.
-    load: Callable[[], tuple[torch.nn.Module, Any]]
+    load: Callable[[], tuple[PreTrainedModel, Backbone]]
     # What is known of the frozen weights: `Backbone.origin`.
     origin: Callable[[], dict]
     experiment: str
@@ -63,7 +64,7 @@ def models(config: ScoreConfig, choices: dict) -> Iterator[Scored]:
 
 
 @contextlib.contextmanager
-def ready(scored: Scored) -> Iterator[tuple[torch.nn.Module, Any, Accelerator]]:
+def ready(scored: Scored) -> Iterator[tuple[PreTrainedModel, Backbone, Accelerator]]:
     """The model on the device, under its precision, and its backbone."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -83,12 +84,12 @@ def precision_of(config: ScoreConfig, trained_in: str | None) -> str:
 
 
 def _untrained(config: ScoreConfig, choices: dict) -> Scored:
-    def load() -> tuple[torch.nn.Module, Any]:
+    def untrained() -> tuple[PreTrainedModel, Backbone]:
         backbone = build(config.backbone, "backbone")
         return backbone.model(0).requires_grad_(False), backbone
 
     return Scored(
-        load=load,
+        load=untrained,
         origin=lambda: build(config.backbone, "backbone").origin(),
         experiment="adhoc",
         seed=0,
@@ -104,12 +105,12 @@ def _trained(config: ScoreConfig, file: Path) -> Scored:
     """file: adapters that a run wrote."""
     about = account(file)
 
-    def load() -> tuple[torch.nn.Module, Any]:
+    def adapted() -> tuple[PreTrainedModel, Backbone]:
         trained = load(file, config.backbone["path"], as_trained=True)
         return trained.model, trained.backbone
 
     return Scored(
-        load=load,
+        load=adapted,
         origin=lambda: about["model"],
         experiment=about["run_id"].split("/")[0],
         seed=about["seed"],

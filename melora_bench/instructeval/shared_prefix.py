@@ -1,6 +1,7 @@
 """The tokens that all prompts of a subject begin with, encoded once, and batches behind them."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ def encode_shared(model: LanguageModel, rows: list[list[int]]) -> tuple[int, Dyn
     if shared < 1:
         return 0, None
     ids = torch.tensor([first[:shared]], device=model.device)
-    cache = getattr(model.base_model(ids, use_cache=True), "past_key_values", None)
+    cache: Any = getattr(model.base_model(ids, use_cache=True), "past_key_values", None)
     # A window of the last tokens would count the padding in the middle.
     windowed = getattr(model.config, "attention_layers", None)
     plain = type(cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in cache.layers) and not windowed

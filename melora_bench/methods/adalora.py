@@ -88,7 +88,8 @@ class AdaLoRA(Method):
         super().attach(model, head, seeds, total_steps)
 
     def penalty(self) -> Tensor:
-        return self.orth_weight * torch.cat([layer.orthogonality() for layer in self.layers.values()]).mean(0)
+        layers = self.layers_of(AdaLoRALayer).values()
+        return self.orth_weight * torch.cat([layer.orthogonality() for layer in layers]).mean(0)
 
     @torch.no_grad()
     def after_optimizer_step(self, step: int, optimizer: Optimizer) -> None:
@@ -102,17 +103,19 @@ class AdaLoRA(Method):
             self.pruned = self._lowest(int(budget * len(self.layers)))
         elif now < self.last:
             self.pruned = {}  # between prunings they may grow again
+        layers = self.layers_of(AdaLoRALayer)
         for name, mask in self.pruned.items():
-            self.layers[name].E.masked_fill_(mask, 0.0)
+            layers[name].E.masked_fill_(mask, 0.0)
 
     def report(self, replica: int) -> dict:
-        return {"ranks": {name: int(layer.E[replica].count_nonzero()) for name, layer in self.layers.items()}}
+        layers = self.layers_of(AdaLoRALayer)
+        return {"ranks": {name: int(layer.E[replica].count_nonzero()) for name, layer in layers.items()}}
 
     def state_dict(self) -> dict:
         return {"means": self.means, "spreads": self.spreads, "pruned": self.pruned}
 
     def load_state_dict(self, state: dict) -> None:
-        device = next(iter(self.layers.values())).E.device
+        device = next(iter(self.layers_of(AdaLoRALayer).values())).E.device
         for key, tensors in state.items():
             setattr(self, key, {name: value.to(device) for name, value in tensors.items()})
 

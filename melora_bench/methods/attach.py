@@ -3,12 +3,15 @@
 import copy
 import math
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from melora_bench.methods.layers import HeadLinear, Replicated
 from melora_bench.seeding import generator
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def head_names(head: str | list[str]) -> list[str]:
@@ -55,7 +58,7 @@ def target_linears(model: nn.Module, targets: list[str], head: str | list[str] =
     return [(name, base) for name, base in linears if any(_matches(name, target) for target in targets)]
 
 
-def merge(model: nn.Module, replica: int) -> nn.Module:
+def merge(model: Model, replica: int) -> Model:
     """A copy of the model with plain layers: one replica's updates and head written into the weights.
 
     Raises ValueError for a layer that no plain one can stand for.
@@ -75,7 +78,7 @@ def require_positive(**values: float) -> None:
             raise ValueError(f"{name}={value} must be positive{' and whole' * whole}")
 
 
-def init_a(kind: str) -> Callable[[Tensor, torch.Generator], None]:
+def init_a(kind: str) -> Callable[[Tensor, torch.Generator], Tensor]:
     """How a factor A (..., r, fan_in) is drawn. kaiming_uniform with a = sqrt 5 is U(-1/sqrt(fan_in), 1/sqrt(fan_in)),
     what public LoRA code does; gaussian is N(0, 1/r), what the papers write. Raises ValueError for another name."""
     if kind == "kaiming_uniform":

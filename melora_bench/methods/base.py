@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -11,6 +11,7 @@ from melora_bench.methods.attach import freeze, target_linears
 from melora_bench.methods.layers import AdapterLayer, Form
 from melora_bench.seeding import generator
 
+Layer = TypeVar("Layer", bound=AdapterLayer)
 THRESHOLD = 0.1  # what `spectrum` counts above: MELoRA paper, figure 3
 
 
@@ -87,6 +88,13 @@ class Method:
         if any(layer.form == "function" for layer in self.layers.values()):
             return None
         return {name: int((layer.singular_values(replica) > THRESHOLD).sum()) for name, layer in self.layers.items()}
+
+    def layers_of(self, kind: type[Layer]) -> dict[str, Layer]:
+        """The layers by name, all of the class `kind`. Raises TypeError for a layer of another class."""
+        layers = {name: layer for name, layer in self.layers.items() if isinstance(layer, kind)}
+        for name in self.layers.keys() - layers.keys():
+            raise TypeError(f"{name} is a {type(self.layers[name]).__name__}, not a {kind.__name__}")
+        return layers
 
     def state_dict(self) -> dict:
         """What neither the model nor the optimizer holds, for the checkpoint."""

@@ -17,6 +17,10 @@ class DeltaLoRALayer(LoRALayer):
     `moved` (R,) is 0 until step K, then lambda. The update is of rank <= 2r, not of the high rank that the paper says.
     """
 
+    A_K: Tensor
+    B_K: Tensor
+    moved: Tensor
+
     def __init__(self, base: nn.Linear, replicas: int, **options) -> None:
         super().__init__(base, replicas, **options)
         self.register_buffer("A_K", torch.zeros_like(self.A))
@@ -81,7 +85,7 @@ class DeltaLoRA(LoRA):
 
     def before_forward(self, step: int) -> None:
         if step == self.start_at:
-            for layer in self.layers.values():
+            for layer in self.layers_of(DeltaLoRALayer).values():
                 layer.start(self.delta_ratio)
 
     def report(self, replica: int) -> dict:

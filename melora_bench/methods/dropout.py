@@ -39,7 +39,8 @@ class _Dropped(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return _drop(grad, *ctx.saved_tensors, ctx.scale), None
+        (places,) = ctx.saved_tensors
+        return _drop(grad, places, ctx.scale), None
 
 
 def _drop(x: Tensor, places: Tensor, scale: float) -> Tensor:

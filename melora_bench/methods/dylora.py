@@ -38,7 +38,8 @@ class DyLoRALayer(LoRALayer):
             return super().update(x)
         index, b = torch.arange(1, self.A.shape[1] + 1, device=x.device), b.unsqueeze(1).to(self.A.dtype)
         scale = torch.where(index <= b, self.scaling * self.A.shape[1] / b, 0.0)  # (R, r): alpha / b up to b, then 0
-        A, B = self.A, self.B
+        A: Tensor = self.A
+        B: Tensor = self.B
         if self.frozen:
             moving = (index == b).unsqueeze(2)
             A, B = torch.where(moving, A, A.detach()), torch.where(moving.mT, B, B.detach())
@@ -74,7 +75,7 @@ class DyLoRA(LoRA):
     def before_forward(self, step: int) -> None:
         sources = [generator(seed, "dylora", step) for seed in self.seeds]
         ranks = self._on_device([int(torch.randint(1, self.r + 1, (), generator=source)) for source in sources])
-        for layer in self.layers.values():
+        for layer in self.layers_of(DyLoRALayer).values():
             layer.draw(ranks)
 
     def after_training(self, evaluate: Callable[[], list[dict | None]]) -> None:
@@ -88,8 +89,9 @@ class DyLoRA(LoRA):
         return {"metrics_by_rank": {rank: one and one["metrics"] for rank, one in scores.items()}} if scores else {}
 
     def _score(self, ranks: Tensor | None) -> None:
-        for layer in self.layers.values():
+        for layer in self.layers_of(DyLoRALayer).values():
             layer.score(ranks)
 
     def _on_device(self, ranks: list[int]) -> Tensor:
-        return torch.tensor(ranks).to(next(iter(self.layers.values())).A.device, non_blocking=True)
+        device = next(iter(self.layers_of(DyLoRALayer).values())).A.device
+        return torch.tensor(ranks).to(device, non_blocking=True)

@@ -22,7 +22,8 @@ class FullFineTuning(Method):
     """
 
     packs: ClassVar[bool] = False
-    target_modules: list[str] | None
+    # null is for this method alone, whose `attach` reads it; others refuse it by the type of their field.
+    target_modules: list[str] | None  # type: ignore[assignment]
 
     def attach(self, model: nn.Module, head: str | list[str], seeds: list[int], total_steps: int) -> None:
         if len(seeds) > 1:

@@ -60,6 +60,7 @@ class MPLoRA(LoRA):
         return super().make_layer(base, replicas)
 
     def penalty(self) -> Tensor:
-        overlap = torch.stack([path_overlap(layer.B, self.n, self.norm) for layer in self.layers.values()])
+        layers = self.layers_of(LoRALayer).values()
+        overlap = torch.stack([path_overlap(layer.B, self.n, self.norm) for layer in layers])
         total = overlap.sum(0) if self.reduce_layers == "sum" else overlap.mean(0)
         return self.penalty_weight * total

@@ -28,5 +28,6 @@ class RSLoRA(LoRA):
     """
 
     def make_layer(self, base: nn.Linear, replicas: int) -> RSLoRALayer:
-        options = {"r": self.r, "alpha": self.alpha, "lora_dropout": self.lora_dropout, "init": self.init_a}
-        return RSLoRALayer(base, replicas, **options)
+        return RSLoRALayer(
+            base, replicas, r=self.r, alpha=self.alpha, lora_dropout=self.lora_dropout, init=self.init_a
+        )

@@ -61,12 +61,13 @@ class ShareLoRA(LoRA):
 
     def report(self, replica: int) -> dict:
         """The number of paths that differ by more than rounding, in the layer where they are most."""
-        matrices = [layer.B[replica].detach().flatten(1) for layer in self.layers.values()]
+        matrices = [layer.B[replica].detach().flatten(1) for layer in self.layers_of(ShareLoRALayer).values()]
         rounded = [(paths / paths.abs().max().clamp(min=1e-9) * 1e3).round() for paths in matrices]
         return {"distinct_paths": max(len(torch.unique(paths, dim=0)) for paths in rounded)}
 
     def penalty(self) -> Tensor | float:
         if self.orth == 0:
             return 0.0
-        overlaps = [path_overlap(layer.B.flatten(1, 2), self.n, "squared_frobenius") for layer in self.layers.values()]
+        layers = self.layers_of(ShareLoRALayer).values()
+        overlaps = [path_overlap(layer.B.flatten(1, 2), self.n, "squared_frobenius") for layer in layers]
         return self.orth * torch.stack(overlaps).sum(0)

@@ -16,6 +16,9 @@ from melora_bench.seeding import generator
 class Projections(nn.Module):
     """The frozen pair that all layers share: A (R, r, d_in) and B (R, d_out, r) of the widest layer."""
 
+    A: Tensor
+    B: Tensor
+
     def __init__(self, A: Tensor, B: Tensor) -> None:
         super().__init__()
         self.register_buffer("A", A)
@@ -89,5 +92,5 @@ class VeRA(Method):
                 bound = math.sqrt(6 / matrix.shape[1])
                 matrix.uniform_(-bound, bound, generator=source)
         shared = Projections(A, B)
-        for layer in self.layers.values():
+        for layer in self.layers_of(VeRALayer).values():
             layer.share(shared)

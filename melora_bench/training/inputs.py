@@ -60,4 +60,4 @@ def _model(point: Point) -> dict:
 
 def _start(point: Point, seed: int) -> dict:
     path = start_file(point, seed)
-    return of_start(path and fingerprint(path))
+    return of_start(fingerprint(path) if path else None)

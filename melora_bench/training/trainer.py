@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
 
-from melora_bench.adapters.files import head_tensors, trainable
+from melora_bench.adapters.files import param_groups, trainable
 from melora_bench.methods.base import Method
 from melora_bench.seeding import derive
 from melora_bench.tasks.base import Task
@@ -55,21 +55,19 @@ class Trainer:
         self.seeds = self.batches.seeds
         self.replicas = len(self.seeds)
         self.history = [[] for _ in self.seeds]
-        params, in_head = trainable(self.model), head_tensors(self.model)
-        heads = [value for name, value in params.items() if name in in_head]
-        adapters = {name: value for name, value in params.items() if name not in in_head}
-        groups = [*self.method.param_groups(adapters, self.lr), {"params": heads, "lr": self.lr * self.head_lr_scale}]
-        groups = [group for group in groups if group["params"]]
+        params = list(trainable(self.model).values())
+        groups = param_groups(self.model, self.method, self.lr, self.lr * self.head_lr_scale)
         # A fused optimizer hides from accelerate the steps that fp16's loss scaling skips.
         optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=self.accelerator.scaler is None)
         self.decay = get_linear_schedule_with_warmup(optimizer, self.schedule.warmup, self.schedule.total)
         self.model = self.accelerator.prepare_model(self.model, evaluation_mode=True)  # not wrapped: the guard averages
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
-        self.guard = ReplicaGuard(list(params.values()), self.replicas, self.max_grad_norm, self.accelerator)
+        self.guard = ReplicaGuard(params, self.replicas, self.max_grad_norm, self.accelerator)
 
     def compile(self) -> bool:
         """Compile the model, and try it on a batch of each kind: where that fails it runs as it is, and a warning says why."""
-        torch._dynamo.reset()  # all models share one limit of recompilations, beyond which they run as they are, silently
+        # All models share one limit of recompilations, beyond which they run as they are, silently.
+        torch._dynamo.reset()
         self.model.train().compile(dynamic=True)
         self.method.before_forward(0)
         split = next(iter(self.task.evaluation.values()))
