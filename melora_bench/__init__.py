@@ -1,6 +1,7 @@
 """melora_bench: a reproducible benchmark of the LoRA family.
 
-What other code calls is imported when it is first asked for, so that `import melora_bench` stays cheap and needs no torch.
+What other code calls is imported when it is first asked for, so that `import melora_bench` stays cheap and needs no
+torch.
 """
 
 import importlib

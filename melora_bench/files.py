@@ -31,8 +31,9 @@ PUBLISHED = ROOT / "results" / "published" if IN_CHECKOUT else PACKAGE / "publis
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let `write(temporary)` make the file, then rename it to `path`: a reader sees the whole file or none, after a power cut
-    too. Its mode is what the umask leaves of 0666. Raises OSError, naming `path`, when it cannot be written."""
+    """Let `write(temporary)` make the file, then rename it to `path`: a reader sees the whole file or none, after a
+    power cut too. Its mode is what the umask leaves of 0666. Raises OSError, naming `path`, when it cannot be
+    written."""
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _temporary(path)
@@ -41,8 +42,8 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> Path:
 
 
 def write_folder(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let `write(temporary)` fill a folder, then rename it to `path`, which may exist if it is empty. Modes and errors are
-    those of `write_atomic`."""
+    """Let `write(temporary)` fill a folder, then rename it to `path`, which may exist if it is empty. Modes and errors
+    are those of `write_atomic`."""
     with _naming(path):
         there = next(parent for parent in path.absolute().parents if parent.exists())
         sweep(there.glob(f".{glob.escape(path.name)}.*"), older=DAY)
@@ -52,7 +53,7 @@ def write_folder(path: Path, write: Callable[[Path], object]) -> Path:
 
 
 def _filled(temporary: Path, write: Callable[[Path], object], path: Path) -> Path:
-    """Let `write` fill an empty file or folder that was just made, and rename it to `path`; nothing else is left of it."""
+    """Let `write` fill a file or folder that was just made, and rename it to `path`, or remove it."""
     try:
         mode = temporary.stat().st_mode & 0o777
         write(temporary)
@@ -71,7 +72,7 @@ def _filled(temporary: Path, write: Callable[[Path], object], path: Path) -> Pat
 
 
 def sweep(leftovers: Iterable[Path], *, older: float = 0) -> None:
-    """Remove files and folders that nobody writes any more: more than `older` seconds old, where nothing else says so."""
+    """Remove files and folders that nobody writes any more, those that are at least `older` seconds old."""
     for path in leftovers:
         with contextlib.suppress(OSError):  # another user's, say: it is in nobody's way
             if time.time() - path.stat().st_mtime >= older:
@@ -148,8 +149,8 @@ def sha256_json(value: object) -> str:
 
 
 def cache_dir() -> Path:
-    """$MELORA_BENCH_CACHE, else `melora_bench` in the user's cache directory; holds embedded files and tokenised data. A user
-    without a home has it among the temporary files."""
+    """$MELORA_BENCH_CACHE, else `melora_bench` in the user's cache directory; holds embedded files and tokenised data.
+    A user without a home has it among the temporary files."""
     if own := os.environ.get("MELORA_BENCH_CACHE"):
         return Path(home(own))
     base = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
@@ -167,7 +168,8 @@ def _homeless() -> Path:
 
 
 def home(argument: str) -> str:
-    """A path, or an option `key=path`, with a leading `~/` made the user's home, inside quotes too; anything else as it is."""
+    """A path, or an option `key=path`, with a leading `~/` made the user's home, inside quotes too; anything else as it
+    is."""
     found = re.match(r"([^=~'\"]*=)?['\"]?(?=~(/|['\"]?$))", argument)
     return argument[: found.end()] + os.path.expanduser("~") + argument[found.end() + 1 :] if found else argument
 

@@ -1,4 +1,5 @@
-"""Any torch model with linear layers under a method, in a training loop of your own: without Hydra, records or our trainer."""
+"""Any torch model with linear layers under a method, in a training loop of your own: without Hydra, records or our
+trainer."""
 
 import difflib
 from dataclasses import dataclass
@@ -119,8 +120,8 @@ class AdapterHandle:
         return attach.merge(self.model, 0).to(next(self.model.parameters()).dtype)
 
     def save(self, folder: str | Path, base: str | None = None) -> None:
-        """Write the adapters and the head to a folder that `load` reads and, where every update is a product of two factors,
-        peft.PeftModel too. `base` is the public name of the backbone, for adapter_config.json."""
+        """Write the adapters and the head to a folder that `load` reads and, where every update is a product of two
+        factors, peft.PeftModel too. `base` is the public name of the backbone, for adapter_config.json."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_adapter(folder / OWN_FILE, self.model, 0, self._account)
@@ -131,8 +132,8 @@ class AdapterHandle:
             peft_format.write(folder, self.model, factors, 0, modules_to_save=self.head, task_type=None, base=base)
 
     def load(self, folder: str | Path) -> None:
-        """Take the adapters and the head of a folder that `save` wrote, or the update of a PEFT LoRA adapter, without its
-        head. Raises ValueError for a folder of another method or other settings, and for what cannot be read."""
+        """Take the adapters and the head of a folder that `save` wrote, or the update of a PEFT LoRA adapter, without
+        its head. Raises ValueError for a folder of another method or other settings, and for what cannot be read."""
         path = Path(folder) / OWN_FILE
         if path.is_file():
             if (saved := about(path)) != self._account:

@@ -39,8 +39,8 @@ model = {auto}.from_pretrained("this folder").eval()"""
 
 
 def base_name(backbone: Backbone, base: str | None) -> str | None:
-    """The public name of the frozen weights: the one given, the hub's repository, or the one whose sha256 agrees. A folder
-    of this machine is no name for others, so that without any of these there is none."""
+    """The public name of the frozen weights: the one given, the hub's repository, or the one whose sha256 agrees. A
+    folder of this machine is no name for others, so that without any of these there is none."""
     origin = backbone.origin()
     return base or (origin["repo"] if origin["commit"] else PUBLIC.get(origin["sha256"]))
 
@@ -51,18 +51,18 @@ def reads_means(trained: Trained) -> bool:
 
 
 def picks_first_token(head: nn.Module) -> bool:
-    """Whether a head takes (rows, tokens, width) and picks the first token itself, as RoBERTa's does; one linear layer reads
-    (rows, width)."""
+    """Whether a head takes (rows, tokens, width) and picks the first token itself, as RoBERTa's does; one linear layer
+    reads (rows, width)."""
     return any(True for _ in head.children())
 
 
 def _card(trained: Trained, library: str, base: str | None, loading: str) -> str:
     about = trained.about
-    paper = (inspect.getdoc(inspect.getmodule(type(trained.method))) or "").partition("\n")[0]
+    paper = (inspect.getdoc(inspect.getmodule(type(trained.method))) or "").partition("\n\n")[0]
     settings = {key: value for key, value in about["config"]["method"].items() if key != "version"}
     commit = (about["git"]["commit"] or "unknown") + (" with local changes" if about["git"]["dirty"] else "")
     rows = {
-        "method": paper,
+        "method": " ".join(paper.split()),
         "settings": ", ".join(f"{key} {value}" for key, value in settings.items()),
         "backbone": f"{about['model']['name']}, weights sha256 {about['model']['sha256']}",
         "task": about["choices"]["task"],
@@ -91,7 +91,8 @@ library_name: {library}{base_model}
 
 
 def _mean_code(trained: Trained, plain: str) -> str:
-    """Python of the card that calls the head of the model `plain` on means; empty where the head reads what it always does."""
+    """Python of the card that calls the head of the model `plain` on means; empty where the head reads what it always
+    does."""
     if not reads_means(trained):
         return ""
     value = "means"

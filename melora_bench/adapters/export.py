@@ -22,8 +22,8 @@ TOLERANCE = 1e-5  # of logits, in float32
 def export(
     run: str, to: str, *, which: str, merged: bool, output_dir: str, backbone_path: str | None, base: str | None = None
 ) -> dict[Path, float | None]:
-    """Write the folder `to`, with one folder s<seed> in it per seed if `run` names several: all of it, or nothing. `base` is
-    the public name of the backbone that the folders are to give.
+    """Write the folder `to`, with one folder s<seed> in it per seed if `run` names several: all of it, or nothing.
+    `base` is the public name of the backbone that the folders are to give.
 
     Returns the folders, each with the `difference` that loading it with a stock library made. Raises ValueError when
     nothing is found, `to` is taken, a method has no adapter to write, or that difference is more than rounding.
@@ -115,8 +115,8 @@ def write_adapter(trained: Trained, folder: Path, base: str | None) -> None:
 
 
 def write_merged(trained: Trained, folder: Path, base: str | None) -> None:
-    """A checkpoint that transformers loads by itself, with the tokenizer and README.md. Raises ValueError for a method whose
-    updates are no change of a weight."""
+    """A checkpoint that transformers loads by itself, with the tokenizer and README.md. Raises ValueError for a method
+    whose updates are no change of a weight."""
     try:
         trained.method.require_form("factors", "matrix")
     except ValueError as error:

@@ -1,4 +1,5 @@
-"""Between our layers and the folders of PEFT LoRA adapters: exact, for methods whose update is a product of two factors."""
+"""Between our layers and the folders of PEFT LoRA adapters: exact, for methods whose update is a product of two
+factors."""
 
 import json
 import re
@@ -67,7 +68,8 @@ def read(folder: Path) -> tuple[dict, dict[str, Tensor]]:
 
 
 def load_peft(layers: dict[str, AdapterLayer], head: str | list[str], replica: int, folder: Path) -> None:
-    """Start one replica at a PEFT LoRA adapter's update. Raises ValueError for a folder that is none, or does not fit."""
+    """Start one replica at a PEFT LoRA adapter's update. Raises ValueError for a folder that is none, or does not
+    fit."""
     config, tensors = read(folder)
     try:
         from_peft(config, tensors, layers, replica, head)
@@ -97,10 +99,11 @@ def to_peft(layers: dict[str, FactoredLayer], replica: int) -> tuple[dict, dict[
 def from_peft(
     config: dict, tensors: dict[str, Tensor], layers: dict[str, AdapterLayer], replica: int, head: str | list[str]
 ) -> None:
-    """Start one replica at a PEFT LoRA adapter; what it has of the model's head is not taken, as its classes may differ.
+    """Start one replica at a PEFT LoRA adapter; what it has of the model's head is not taken, as its classes may
+    differ.
 
-    Raises ValueError for another kind of adapter, one that holds more than the factors of `layers`, factors that are not of
-    the rank that the config says or that the layers cannot hold, and a config that cannot be one.
+    Raises ValueError for another kind of adapter, one that holds more than the factors of `layers`, factors that are
+    not of the rank that the config says or that the layers cannot hold, and a config that cannot be one.
     """
     kind = config.get("peft_type")
     if kind != "LORA":
@@ -147,7 +150,8 @@ def from_peft(
 
 
 def _by_module(config: dict, key: str, pattern: str, names: Iterable[str]) -> dict[str, float]:
-    """Each module's rank or alpha: of the first entry of the pattern that is its name or the end of it, else that of `key`.
+    """Each module's rank or alpha: of the first entry of the pattern that is its name or the end of it, else that of
+    `key`.
 
     PEFT takes the pattern's keys for regular expressions, of which a hostile one never ends: here a dot is a dot.
     """

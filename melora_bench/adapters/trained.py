@@ -61,7 +61,8 @@ def load(path: Path, backbone_path: str | None = None, *, as_trained: bool = Fal
         raise ValueError(f"{path} says what no run of ours does: {error}") from error
     if not backbone_path and backbone.repo != _option("backbone", about["choices"]["backbone"])["repo"]:
         raise ValueError(
-            f"{path} names {backbone.repo} as its backbone, which is none of ours: name a local copy with backbone.path=DIR"
+            f"{path} names {backbone.repo} as its backbone, which is none of ours: name a local copy with "
+            "backbone.path=DIR"
         )
     if differing := difference(of_model(about["model"]), of_model(backbone.origin())):
         raise ValueError(
@@ -78,8 +79,8 @@ def load(path: Path, backbone_path: str | None = None, *, as_trained: bool = Fal
 
 
 def _built(about: dict, group: str, **instead: object) -> Any:
-    """The object of a config group as the file has its values, of the class that configs/ has; keys of `instead` that the
-    class has take its values. Raises ValueError as `build` does."""
+    """The object of a config group as the file has its values, of the class that configs/ has; keys of `instead` that
+    the class has take its values. Raises ValueError as `build` does."""
     option = _option(group, about["choices"][group])
     known = {key: value for key, value in instead.items() if key in option}
     return build({**about["config"][group], **known, "_target_": option["_target_"]}, group)

@@ -1,10 +1,11 @@
 """Write a trained adapter for other libraries.
 
-    melora-bench export run=RUN to=DIR [which=best|last] [merged=true] [output_dir=outputs] [backbone.path=DIR] [base=NAME]
+    melora-bench export run=RUN to=DIR [which=best|last] [merged=true] [output_dir=outputs] [backbone.path=DIR]
+                        [base=NAME]
 
-RUN is a record, an adapter file, or <experiment>/<task>/<method>-<hash> for all its seeds (one with -s<seed>). DIR becomes
-a PEFT LoRA adapter, or with merged=true a plain transformers checkpoint; either has the head and a model card. NAME is the
-backbone's name on a hub, for weights that are in a folder only; that folder is not named.
+RUN is a record, an adapter file, or <experiment>/<task>/<method>-<hash> for all its seeds (one with -s<seed>). DIR
+becomes a PEFT LoRA adapter, or with merged=true a plain transformers checkpoint; either has the head and a model card.
+NAME is the backbone's name on a hub, for weights that are in a folder only; that folder is not named.
 """
 
 from melora_bench.commands.arguments import UsageError, settings

@@ -17,9 +17,9 @@ RAISE = "HYDRA_FULL_ERROR"  # set to 1, Hydra raises what it would print over ma
 
 
 def run_hydra(task: Callable[[], None], arguments: list[str], text: str, mistake: str = "") -> int:
-    """Run `task`, a function under hydra.main, with these arguments; returns the exit code. A mistake ends in one line, unless
-    HYDRA_FULL_ERROR=1 asks for the trace. `--help` prints `text` before what Hydra says. mistake: what the command itself
-    has against the arguments."""
+    """Run `task`, a function under hydra.main, with these arguments; returns the exit code. A mistake ends in one line,
+    unless HYDRA_FULL_ERROR=1 asks for the trace. `--help` prints `text` before what Hydra says. mistake: what the
+    command itself has against the arguments."""
     if mistake:
         print(f"error: {mistake}", file=sys.stderr)
         return USAGE

@@ -32,7 +32,8 @@ def command(main: Main) -> Main:
 
 
 def exit_code(body: Callable[[], int | None]) -> int:
-    """The exit code of what `body` does: USAGE for a mistake on the command line, FAILED for another; each has its one line."""
+    """The exit code of what `body` does: USAGE for a mistake on the command line, FAILED for another; each has its one
+    line."""
     try:
         return body() or DONE
     except (UsageError, ConfigCompositionException, OverrideParseException) as error:

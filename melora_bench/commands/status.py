@@ -3,8 +3,8 @@
     melora-bench status
     melora-bench status mplora_table1 task=mrpc
 
-Without a name: both papers' Table 2. Settings are those of the sweep. A point is called by what distinguishes it in its grid;
-at the end of its line stands the name of its files.
+Without a name: both papers' Table 2. Settings are those of the sweep. A point is called by what distinguishes it in its
+grid; at the end of its line stands the name of its files.
 """
 
 import collections

@@ -5,7 +5,8 @@
     melora-bench sweep melora_table3 -- backbone=llama2_7b precision=bf16 allow_code_execution=true
 
 A point that fails stops no other, and the table is written all the same. A table whose models are scored on benchmarks
-is scored as well: settings after -- are those of `melora-bench score`; without --, the models are scored as they are trained.
+is scored as well: settings after -- are those of `melora-bench score`; without --, the models are scored as they are
+trained.
 Exit codes: 0 all is done, 1 some point failed, 2 no such table or setting, 3 no table has a point of that selection,
 130 Ctrl-C. The same command goes on with what is missing.
 """
@@ -84,7 +85,8 @@ def score_models(table: Table, name: str, scoring: list[str]) -> list[int]:
 
 
 def as_trained(name: str, table: Table, overrides: list[str]) -> list[str]:
-    """The settings with which the models of a table are scored as they were trained: its backbone, precision and folders."""
+    """The settings with which the models of a table are scored as they were trained: its backbone, precision and
+    folders."""
     chosen = [item for item in overrides if item.partition("=")[0].partition(".")[0] in SCORED_AS_TRAINED]
     if any(item.startswith("backbone=") for item in chosen):
         return chosen

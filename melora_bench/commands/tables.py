@@ -3,8 +3,8 @@
     melora-bench tables
     melora-bench tables mplora_table2 results_dir=DIR experiment=NAME
 
-Without a name: every table of the committed results. With a name the settings are those that the sweep was given; they say
-whether it was a trial, whose records have an experiment of their own.
+Without a name: every table of the committed results. With a name the settings are those that the sweep was given; they
+say whether it was a trial, whose records have an experiment of their own.
 """
 
 from collections.abc import Callable
@@ -28,8 +28,8 @@ def main(arguments: list[str]) -> int:
 
 
 def print_for_tables(arguments: list[str], make: Lines) -> int:
-    """Print the lines of `make(table, results_dir, experiment, named)` for every table that a command line names, or, none
-    being named, for all of the committed results."""
+    """Print the lines of `make(table, results_dir, experiment, named)` for every table that a command line names, or,
+    none being named, for all of the committed results."""
     named, overrides = tables_and_overrides(arguments)
     results = setting("results_dir", overrides)
     for name in named or with_numbers(sorted(options("table")), results):

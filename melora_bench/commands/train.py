@@ -3,8 +3,9 @@
     melora-bench train method=melora method.n=4 task=tweets 'seeds=[0,1,2]'
     melora-bench train -m table=audit
 
-Every key of configs/train.yaml may be set. What is recorded is skipped; a run that was ended goes on after its last finished
-epoch. Exit codes: 0 done, 1 a point failed, 2 no such setting, 3 the table has no point of that selection, 130 Ctrl-C.
+Every key of configs/train.yaml may be set. What is recorded is skipped; a run that was ended goes on after its last
+finished epoch. Exit codes: 0 done, 1 a point failed, 2 no such setting, 3 the table has no point of that selection, 130
+Ctrl-C.
 """
 
 import sys

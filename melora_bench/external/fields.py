@@ -1,6 +1,7 @@
 """Values that come from files and command lines, held against the types that a dataclass declares for them.
 
-A field's type is a class of WORDS, a list or dict of them, a union, a Literal of texts, or one of these Annotated with rules.
+A field's type is a class of WORDS, a list or dict of them, a union, a Literal of texts, or one of these Annotated with
+rules.
 """
 
 import dataclasses
@@ -67,9 +68,9 @@ def build(config: dict | DictConfig, group: str) -> Any:
 
 
 def check_fields(cls: type, values: dict, place: str) -> None:
-    """Raises ValueError for a key of `values` that the dataclass `cls` does not take, one that it needs and lacks, a value
-    of another type than its field's or against its rules, and a float above MOST. `place` is what a message puts before a
-    key: `method.`."""
+    """Raises ValueError for a key of `values` that the dataclass `cls` does not take, one that it needs and lacks, a
+    value of another type than its field's or against its rules, and a float above MOST. `place` is what a message puts
+    before a key: `method.`."""
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     if unknown := values.keys() - fields.keys():
         key = printable(min(map(str, unknown))[:60])
@@ -82,7 +83,8 @@ def check_fields(cls: type, values: dict, place: str) -> None:
 
 
 def _check(key: str, value: Any, wanted: Any) -> None:
-    """Raises ValueError for a value that is not what its field wants; rules are asked first, as their words say more."""
+    """Raises ValueError for a value that is not what its field wants; rules are asked first, as their words say
+    more."""
     if typing.get_origin(wanted) is Annotated:
         wanted, *rules = typing.get_args(wanted)
         for rule in rules:
@@ -100,8 +102,8 @@ def _check(key: str, value: Any, wanted: Any) -> None:
 
 
 def _fits(value: Any, wanted: Any) -> bool:
-    """Whether a value is of a class of WORDS, of a union of types, or a list or dict of them. A whole number is a float too;
-    true and false are no numbers; no number is nan or infinite."""
+    """Whether a value is of a class of WORDS, of a union of types, or a list or dict of them. A whole number is a float
+    too; true and false are no numbers; no number is nan or infinite."""
     origin, inner = typing.get_origin(wanted), typing.get_args(wanted)
     if wanted is Any:
         return True

@@ -1,4 +1,5 @@
-"""Files of a hub's repositories, through the hub's own cache (HF_HOME), and what a person can do when they cannot be had."""
+"""Files of a hub's repositories, through the hub's own cache (HF_HOME), and what a person can do when they cannot be
+had."""
 
 import textwrap
 import time
@@ -30,8 +31,8 @@ def hub_snapshot(repo: str, revision: str | None, *, kind: str, patterns: list[s
     """Download (or find in the hub's own cache) the files of a hub repository that match `patterns`.
 
     Returns the folder and the commit that `revision` resolved to. When the hub does not answer, or is not to be asked
-    (`fetching`), the cached commit of `revision` stands in for it. Raises ValueError with the reason and the remedy, which is
-    `offline` where the network is the reason.
+    (`fetching`), the cached commit of `revision` stands in for it. Raises ValueError with the reason and the remedy,
+    which is `offline` where the network is the reason.
     """
     ask = may_fetch()
     hooks = huggingface_hub.get_session().event_hooks["request"]

@@ -12,8 +12,8 @@ UNPACKED = 2**30  # bytes that a .gz may unpack to: far above any file of questi
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Whatever is raised while `path` is read, in a ValueError: gzip, json, csv, pandas and pyarrow each raise their own,
-    and nested brackets RecursionError."""
+    """Whatever is raised while `path` is read, in a ValueError: gzip, json, csv, pandas and pyarrow each raise their
+    own, and nested brackets RecursionError."""
     try:
         yield
     except Exception as error:

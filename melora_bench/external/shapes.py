@@ -47,11 +47,12 @@ def number(value: Any) -> bool:
 
 
 def misfit(value: Any, shape: Any) -> str:
-    """Where and how a value differs from its shape, such as ".epochs.0.step is -1, not a whole number from 0 on"; else empty.
+    """Where and how a value differs from its shape, such as ".epochs.0.step is -1, not a whole number from 0 on"; else
+    empty.
 
-    A shape is a predicate, whose docstring says what it takes; [shape] for a list, [shape, ...] for one that is not empty;
-    (None, shape) for null or that; {key: shape} for an object that has these keys, may lack those that end in "?", and may
-    have others; {str: shape} for one whose every value has the shape.
+    A shape is a predicate, whose docstring says what it takes; [shape] for a list, [shape, ...] for one that is not
+    empty; (None, shape) for null or that; {key: shape} for an object that has these keys, may lack those that end in
+    "?", and may have others; {str: shape} for one whose every value has the shape.
     """
     if type(shape) is tuple:
         if value is None:

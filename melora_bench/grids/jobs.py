@@ -10,8 +10,8 @@ def jobs(table: Table, overrides: list[str]) -> list[list[str]]:
     """The command-line overrides of every point of a table: rows x tasks, narrowed or changed by the user's overrides.
 
     The tasks are those of the columns, or the one that the table's models are trained on before they are scored on the
-    columns. A row that is untrained has no point; a row with another backbone of its own than the one asked for is left out.
-    `Override` says what an override does.
+    columns. A row that is untrained has no point; a row with another backbone of its own than the one asked for is left
+    out. `Override` says what an override does.
 
     Raises ValueError when nothing is left, naming what there is, and for an override that reaches no point.
     """

@@ -1,4 +1,5 @@
-"""What the `key=value` arguments of a command line mean beside a table: each selects points of its grid, or changes them."""
+"""What the `key=value` arguments of a command line mean beside a table: each selects points of its grid, or changes
+them."""
 
 from dataclasses import dataclass
 
@@ -12,8 +13,8 @@ Choices = dict[str, list[str]]  # the values of every key of a row, the task inc
 class Override:
     """One argument `key=value` of a command line, as it was typed.
 
-    An override of the task, the method, or a method's key that some row lists, selects (`task=mrpc`, `method.n=4,8`). Any
-    other applies to every point, except in rows that set its key themselves.
+    An override of the task, the method, or a method's key that some row lists, selects (`task=mrpc`, `method.n=4,8`).
+    Any other applies to every point, except in rows that set its key themselves.
     """
 
     text: str

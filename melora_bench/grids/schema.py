@@ -1,4 +1,5 @@
-"""Dataclasses whose fields are the keys of a YAML: unknown keys are refused, and the comment above a field documents it."""
+"""Dataclasses whose fields are the keys of a YAML: unknown keys are refused, and the comment above a field documents
+it."""
 
 import dataclasses
 import difflib
@@ -13,8 +14,8 @@ from melora_bench.external.fields import check_fields
 def checked(cls: type, values: object, place: str, **others: object) -> dict[str, Any]:
     """The keyword arguments of the dataclass `cls`: the values of a YAML's node, and others that stand elsewhere.
 
-    place: what a message begins with. Raises ValueError, of one line, for a node that is no mapping, for an unknown key (with
-    the nearest one that there is), for a missing key, and for a value of another type than its field's.
+    place: what a message begins with. Raises ValueError, of one line, for a node that is no mapping, for an unknown key
+    (with the nearest one that there is), for a missing key, and for a value of another type than its field's.
     """
     keys = [item.name for item in dataclasses.fields(cls) if item.name not in others]
     if not isinstance(values, Mapping):
@@ -34,7 +35,8 @@ def unknown(name: object, known: Iterable[str]) -> str:
 
 
 def documented(cls: type) -> dict[str, str]:
-    """{field: the comment above it} of a dataclass, in the order of its fields. A field without a comment is missing."""
+    """{field: the comment above it} of a dataclass, in the order of its fields. A field without a comment is
+    missing."""
     above = re.compile(r"((?:^ +# .*\n)+)^ +(\w+): ", re.MULTILINE)
     comments = {
         name: re.sub(r"^ +# ", "", text, flags=re.MULTILINE) for text, name in above.findall(inspect.getsource(cls))

@@ -1,4 +1,5 @@
-"""What a table's YAML (configs/table/NAME.yaml) can say: its rows, tasks and figures. docs/tables.md is written from here."""
+"""What a table's YAML (configs/table/NAME.yaml) can say: its rows, tasks and figures. docs/tables.md is written from
+here."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -20,13 +21,13 @@ class Row:
 
     # The name of the row; no two rows of a table share one.
     label: str
-    # What defines the runs of the row: `method`, and any other key of a run's config with its value; of the key that `over`
-    # names, a list of values.
+    # What defines the runs of the row: `method`, and any other key of a run's config with its value; of the key that
+    # `over` names, a list of values.
     settings: dict[str, Value | list[Value]]
     # The setting over whose values the row reports the best one and the mean, such as `method.n`.
     over: str | None = None
-    # The row's published numbers: the `variant` in results/published/PAPER.csv of each kind of line, `single` or, with `over`,
-    # `best` and `mean`; and `method`, where that file calls the method otherwise.
+    # The row's published numbers: the `variant` in results/published/PAPER.csv of each kind of line, `single` or, with
+    # `over`, `best` and `mean`; and `method`, where that file calls the method otherwise.
     published: dict[str, str] = field(default_factory=dict)
     # The label of the row with which the row is compared; null: the table's first row of LoRA.
     reference: str | None = None
@@ -88,8 +89,8 @@ class Table:
     trained_on: str | None = None
     # By task, the task from whose adapters its runs start; read by `init_from: ${table.init_from.${task.name}}`.
     init_from: dict[str, str | None] = field(default_factory=dict)
-    # Figures of the score against a setting: pairs of the setting on the x axis and the setting of whose values each has a
-    # line (null: one line).
+    # Figures of the score against a setting: pairs of the setting on the x axis and the setting of whose values each
+    # has a line (null: one line).
     sweeps: list[list[str | None]] = field(default_factory=list)
     # Whether there is a figure of the singular values above 0.1 of each layer's update.
     spectrum: bool = False
@@ -131,8 +132,8 @@ class Table:
     def of(cls, node: object, place: str, *, experiment: str, results_dir: str | None = None) -> "Table":
         """The table that the node `table` of a YAML describes. place: the file, with which a message begins.
 
-        Raises ValueError, of one line, for a key that is unknown or missing, for a value of another type than its key's, and
-        for values that contradict each other.
+        Raises ValueError, of one line, for a key that is unknown or missing, for a value of another type than its
+        key's, and for values that contradict each other.
         """
         if isinstance(node, Mapping) and "rows" in node:
             if not isinstance(node["rows"], list):

@@ -45,15 +45,16 @@ def document() -> str:
     lines = [
         "# Tables",
         "",
-        "Written by `make docs` from melora_bench/grids/tables.py. A table is a file configs/table/NAME.yaml: `make sweep "
-        "TABLE=NAME` trains the runs of its rows that are missing, and writes results/tables/NAME.md, .csv and .tex. Unknown "
-        "keys are refused.",
+        "Written by `make docs` from melora_bench/grids/tables.py. A table is a file configs/table/NAME.yaml: `make "
+        "sweep TABLE=NAME` trains the runs of its rows that are missing, and writes results/tables/NAME.md, .csv and "
+        ".tex. Unknown keys are refused.",
         "",
         "```yaml",
         EXAMPLE + "```",
         "",
-        "Any key of configs/train.yaml may stand beside `table`: it holds for every run, unless a row sets it itself. What "
-        "`settings` lists is multiplied with `tasks`: the file above has 2 tasks x (1 + 3) = 8 points of 3 seeds each.",
+        "Any key of configs/train.yaml may stand beside `table`: it holds for every run, unless a row sets it itself. "
+        "What `settings` lists is multiplied with `tasks`: the file above has 2 tasks x (1 + 3) = 8 points of 3 seeds "
+        "each.",
         "",
         "## A table",
         "",

@@ -11,17 +11,19 @@ from melora_bench.records.identity import NOT_IDENTITY, PATHS, config_hash, plai
 from melora_bench.training.configs import GROUPS, compose_run
 from melora_bench.training.points import Point
 
-# Overrides that leave a record comparable with its table's others: which copy of the data is read, and on which backbone.
+# Overrides that leave a record comparable with its table's others: which copy of the data is read, and on which
+# backbone.
 SAME_TABLE = NOT_IDENTITY | {"data", "backbone", *(".".join(path) for path in PATHS)}
 NAME_LENGTH = 80
 
 
 def experiment(table: Table, overrides: list[str]) -> tuple[str, list[str]]:
-    """(name, trial): the experiment of a table's runs under these overrides, and those overrides that make them a trial.
+    """(name, trial): the experiment of a table's runs under these overrides, and those overrides that make them a
+    trial.
 
-    A trial's points are other points than the table's (other epochs, say, or fewer rows), so its records get an experiment
-    of their own, in which they cannot stand in a cell of the table. Its name tells no path. `experiment=NAME` has the last
-    word. Raises what Hydra does for overrides that it does not take.
+    A trial's points are other points than the table's (other epochs, say, or fewer rows), so its records get an
+    experiment of their own, in which they cannot stand in a cell of the table. Its name tells no path.
+    `experiment=NAME` has the last word. Raises what Hydra does for overrides that it does not take.
     """
     given = dict(override.partition("=")[::2] for override in overrides)
     if "experiment" in given:
@@ -34,8 +36,8 @@ def experiment(table: Table, overrides: list[str]) -> tuple[str, list[str]]:
 
 
 def trial_name(name: str, changed: Mapping[str, object]) -> str:
-    """The name of a trial's experiment beside the experiment `name`, from the values that make it one. What may be a path
-    stands there as a hash."""
+    """The name of a trial's experiment beside the experiment `name`, from the values that make it one. What may be a
+    path stands there as a hash."""
     texts = {key: str(value) for key, value in changed.items()}
     hidden = {key for key, value in texts.items() if "/" in value and key not in GROUPS}
     shown = sorted(f"{key}-{sha256_json(value)[:8] if key in hidden else value}" for key, value in texts.items())

@@ -22,8 +22,8 @@ class DROP(Benchmark):
     label: ClassVar[str] = "DROP"
     rule: ClassVar[str] = "validation rows whose answers, stripped, are one distinct text, without the shots' passages"
     local_rule: ClassVar[str] = (
-        'rows of a file that joins alternatives by "|" and spans by " and ": one distinct alternative, stripped, without '
-        "\" and \" in it, without the shots' passages; not comparable with scores on the hub's data"
+        'rows of a file that joins alternatives by "|" and spans by " and ": one distinct alternative, stripped, '
+        "without \" and \" in it, without the shots' passages; not comparable with scores on the hub's data"
     )
     hub_files: ClassVar[list[str]] = ["*/validation*"]
 

@@ -1,4 +1,5 @@
-"""What a model writes after each of many prompts: greedy, or sampled so that neither batch nor order changes the draw."""
+"""What a model writes after each of many prompts: greedy, or sampled so that neither batch nor order changes the
+draw."""
 
 import contextlib
 import hashlib
@@ -83,7 +84,8 @@ def generate(
 
 @contextlib.contextmanager
 def _settings_aside(model: LanguageModel) -> Iterator[None]:
-    """The model without dropout and without its checkpoint's generation settings, from which a call's gaps are filled."""
+    """The model without dropout and without its checkpoint's generation settings, from which a call's gaps are
+    filled."""
     settings, training = model.generation_config, model.training
     model.generation_config = GenerationConfig()
     model.train(False)
@@ -105,8 +107,9 @@ def check_room(model: LanguageModel, longest: int, max_new_tokens: int) -> None:
     positions = getattr(model.config, "max_position_embeddings", None)  # some architectures have no limit
     if positions is not None and longest + max_new_tokens > positions:
         raise ValueError(
-            f"the longest prompt has {longest} tokens and {max_new_tokens} are to be written, but {type(model).__name__} "
-            f"has {positions} positions: use a model with more, or a smaller context if there are shots to drop"
+            f"the longest prompt has {longest} tokens and {max_new_tokens} are to be written, but "
+            f"{type(model).__name__} has {positions} positions: use a model with more, or a smaller context if there "
+            "are shots to drop"
         )
 
 

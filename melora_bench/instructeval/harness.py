@@ -1,6 +1,7 @@
 """A cross-check by other code: lm-evaluation-harness's own MMLU, BBH and DROP on a model that is already loaded.
 
-https://github.com/EleutherAI/lm-evaluation-harness. Its prompts and scores differ from ours: docs/instructeval.md says how.
+https://github.com/EleutherAI/lm-evaluation-harness. Its prompts and scores differ from ours: docs/instructeval.md says
+how.
 """
 
 import torch

@@ -1,4 +1,5 @@
-"""HumanEval, Chen et al. 2021, https://arxiv.org/abs/2107.03374: 164 Python functions to complete, judged by their tests."""
+"""HumanEval, Chen et al. 2021, https://arxiv.org/abs/2107.03374: 164 Python functions to complete, judged by their
+tests."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,8 +52,8 @@ class HumanEval(Benchmark):
 
 
 def completion(output: str) -> str:
-    """The part of an output that is run: indents padded to a multiple of 2 spaces, leading newlines off, cut at the first
-    blank line.
+    """The part of an output that is run: indents padded to a multiple of 2 spaces, leading newlines off, cut at the
+    first blank line.
 
     The order matters: only spaces count as indent, and a line of spaces does not cut.
     """

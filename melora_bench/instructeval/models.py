@@ -22,9 +22,10 @@ from melora_bench.records.identity import identity
 
 log = logging.getLogger(__name__)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# The untrained model is recorded as method=head of version 1, though a language model has no head to train. Committed records,
-# whose file names the skip looks for, and the `untrained` rows of tables say so: another name would make these scores missing.
-# An option of its own (method=none) would need a class in methods/ that trains nothing, and every command offers the options.
+# The untrained model is recorded as method=head of version 1, though a language model has no head to train. Committed
+# records, whose file names the skip looks for, and the `untrained` rows of tables say so: another name would make these
+# scores missing. An option of its own (method=none) would need a class in methods/ that trains nothing, and every
+# command offers the options.
 UNTRAINED, UNTRAINED_VERSION = "head", 1
 
 

@@ -38,8 +38,9 @@ class ScorePoint:
     def of(cls, config: ScoreConfig, choices: dict, benchmark: Benchmark, scored: Scored) -> "ScorePoint":
         """choices: the options of the config groups.
 
-        A record has its benchmark under the key `task`, in the identity and in the choices: tables call their columns tasks,
-        whether a column is a task or a benchmark, and every score that was recorded before has its hash over that key.
+        A record has its benchmark under the key `task`, in the identity and in the choices: tables call their columns
+        tasks, whether a column is a task or a benchmark, and every score that was recorded before has its hash over
+        that key.
         """
         asked = how(config.benchmark, {key: getattr(config, key) for key in ASKED}, scored.precision)
         return cls(
@@ -83,8 +84,8 @@ def how(benchmark: dict, asked: dict, precision: str) -> dict:
 
 
 def experiment_of(config: ScoreConfig, benchmark: str, scored: Scored, asked: dict) -> str:
-    """Where the score's record goes. A model that is asked otherwise than configs/ does (a slice, say, or fewer shots) is a
-    trial: its score gets an experiment beside the run's, in which it cannot stand in a cell of the run's table.
+    """Where the score's record goes. A model that is asked otherwise than configs/ does (a slice, say, or fewer shots)
+    is a trial: its score gets an experiment beside the run's, in which it cannot stand in a cell of the run's table.
 
     benchmark: the option of the config group; asked: `how` the model is asked."""
     if config.experiment is not None:

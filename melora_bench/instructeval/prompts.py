@@ -31,7 +31,8 @@ class SubjectPrompts:
 
 
 def choose(loaded: Questions, limit: int | None) -> dict[str, list[Question]]:
-    """{subject: its questions to score}: all, or `limit` in all, dealt out one per subject and round in the subjects' order.
+    """{subject: its questions to score}: all, or `limit` in all, dealt out one per subject and round in the subjects'
+    order.
 
     A subject gives its first questions; one that has no more is passed over. Raises ValueError for a limit below 1.
     """

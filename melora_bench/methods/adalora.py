@@ -45,9 +45,9 @@ class AdaLoRA(Method):
     """loss = task loss + orth_weight * mean over all P and Q of ||P^T P - I||_F.
 
     Every entry has a score: the running mean of |w grad| times the running mean of its deviation from that; a triplet's
-    is E's plus the means of P's column and Q's row. The budget of triplets over all layers falls from init_r to target_r
-    per layer by a cubic between the first and the last pruning; every `delta_t` steps the lowest have their E set to 0.
-    They may grow again until the last pruning, which holds to the end. All of it is each replica's own.
+    is E's plus the means of P's column and Q's row. The budget of triplets over all layers falls from init_r to
+    target_r per layer by a cubic between the first and the last pruning; every `delta_t` steps the lowest have their E
+    set to 0. They may grow again until the last pruning, which holds to the end. All of it is each replica's own.
 
     Parameters: init_r * (d_in + d_out + 1)
     Rank: init_r

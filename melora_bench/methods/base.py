@@ -48,8 +48,8 @@ class Method:
         self.layers = layers
 
     def param_groups(self, adapters: dict[str, nn.Parameter], lr: float) -> list[dict]:
-        """The optimizer's groups of the trained tensors outside the head, given by name (LoRA+ has two rates). The first
-        group's rate is the one that records show."""
+        """The optimizer's groups of the trained tensors outside the head, given by name (LoRA+ has two rates). The
+        first group's rate is the one that records show."""
         return [{"params": list(adapters.values()), "lr": lr}]
 
     def before_training(self, steps: Iterator[dict], loss: Callable[[dict], Tensor]) -> None:
@@ -67,24 +67,26 @@ class Method:
         return 0.0
 
     def after_optimizer_step(self, step: int, optimizer: Optimizer) -> None:
-        """After the step, while the gradients are still there (AdaLoRA prunes). A method that resets tensors resets what
-        `optimizer.state` holds of them too."""
+        """After the step, while the gradients are still there (AdaLoRA prunes). A method that resets tensors resets
+        what `optimizer.state` holds of them too."""
 
     @property
     def selectable_from(self) -> int:
-        """The number of finished steps from which on an evaluation may be chosen as the best. The last one always may."""
+        """The number of finished steps from which on an evaluation may be chosen as the best. The last one always
+        may."""
         return 0
 
     def after_training(self, evaluate: Callable[[], list[dict | None]]) -> None:
-        """Once, after the last step; `evaluate()` scores each replica as the layers stand (DyLoRA scores every rank)."""
+        """Once, after the last step; `evaluate()` scores each replica as the layers stand (DyLoRA scores every
+        rank)."""
 
     def report(self, replica: int) -> dict:
         """What to store in a replica's record after each epoch (the ranks in use, say)."""
         return {}
 
     def spectrum(self, replica: int) -> dict[str, int] | None:
-        """By layer, how many singular values of a replica's update are above 0.1 (MELoRA paper, figure 3); None for updates
-        that are no change of a weight."""
+        """By layer, how many singular values of a replica's update are above 0.1 (MELoRA paper, figure 3); None for
+        updates that are no change of a weight."""
         if any(layer.form == "function" for layer in self.layers.values()):
             return None
         return {name: int((layer.singular_values(replica) > THRESHOLD).sum()) for name, layer in self.layers.items()}
@@ -110,5 +112,6 @@ class Method:
                 instead = "keep the adapter file" if layer.form == "function" else "export it with merged=true"
                 allowed = " or ".join(map(repr, forms))
                 raise ValueError(
-                    f"{type(self).__name__} makes updates of the form {layer.form!r}, and this takes {allowed} only: {instead}"
+                    f"{type(self).__name__} makes updates of the form {layer.form!r}, and this takes {allowed} only: "
+                    f"{instead}"
                 )

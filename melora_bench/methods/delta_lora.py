@@ -79,7 +79,8 @@ class DeltaLoRA(LoRA):
         self.start_at = math.ceil(self.warmup_ratio * total_steps) if self.start_step is None else self.start_step
         if self.start_at >= total_steps:
             raise ValueError(
-                f"method.start_step={self.start_at} leaves W still in all {total_steps} steps: start earlier or train longer"
+                f"method.start_step={self.start_at} leaves W still in all {total_steps} steps: start earlier or train "
+                "longer"
             )
         super().attach(model, head, seeds, total_steps)
 

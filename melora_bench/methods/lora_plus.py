@@ -1,4 +1,5 @@
-"""LoRA+: Efficient Low Rank Adaptation of Large Models. Hayou, Ghosh and Yu, ICML 2024. https://arxiv.org/abs/2402.12354"""
+"""LoRA+: Efficient Low Rank Adaptation of Large Models. Hayou, Ghosh and Yu, ICML 2024.
+https://arxiv.org/abs/2402.12354"""
 
 from dataclasses import dataclass
 
@@ -15,8 +16,8 @@ class LoRAPlus(LoRA):
     Parameters: r * (d_in + d_out)
     Rank: r
     Cost: r * (d_in + d_out)
-    Departures: A is drawn as public code draws it (`init_a`). The head's rate is lr * head_lr_scale; PEFT gives B's rate to
-    the head's biases too.
+    Departures: A is drawn as public code draws it (`init_a`). The head's rate is lr * head_lr_scale; PEFT gives B's
+    rate to the head's biases too.
     Tested against: stock PEFT with create_loraplus_optimizer, 24 clipped AdamW steps.
     """
 

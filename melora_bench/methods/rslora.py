@@ -1,4 +1,5 @@
-"""rsLoRA: a rank stabilization scaling factor for fine-tuning with LoRA. Kalajdzievski, 2023. https://arxiv.org/abs/2312.03732"""
+"""rsLoRA: a rank stabilization scaling factor for fine-tuning with LoRA. Kalajdzievski, 2023.
+https://arxiv.org/abs/2312.03732"""
 
 import math
 from dataclasses import dataclass
@@ -28,6 +29,4 @@ class RSLoRA(LoRA):
     """
 
     def make_layer(self, base: nn.Linear, replicas: int) -> RSLoRALayer:
-        return RSLoRALayer(
-            base, replicas, r=self.r, alpha=self.alpha, lora_dropout=self.lora_dropout, init=self.init_a
-        )
+        return RSLoRALayer(base, replicas, r=self.r, alpha=self.alpha, lora_dropout=self.lora_dropout, init=self.init_a)

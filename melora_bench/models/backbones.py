@@ -32,8 +32,8 @@ class Encoder(Backbone):
             )
 
     def model(self, num_labels: int) -> PreTrainedModel:
-        """The model with `num_labels` outputs (1: regression), whose head reads rows as `pooling` says. Raises ValueError
-        for a folder without weights."""
+        """The model with `num_labels` outputs (1: regression), whose head reads rows as `pooling` says. Raises
+        ValueError for a folder without weights."""
         model = self.stock(num_labels)
         pool_rows(model, self.pooling)
         return model

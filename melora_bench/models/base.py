@@ -1,4 +1,5 @@
-"""What every backbone shares: where its checkpoint comes from, how the checkpoint is loaded, and what a record says of it."""
+"""What every backbone shares: where its checkpoint comes from, how the checkpoint is loaded, and what a record says of
+it."""
 
 import contextlib
 import functools
@@ -90,8 +91,9 @@ class Backbone:
         return model, {str(key) for key in report["missing_keys"] | report["mismatched_keys"]}
 
     def model(self, num_labels: int) -> PreTrainedModel:
-        """The model that is adapted, with `num_labels` outputs (1: regression; 0: its own output layer). Raises ValueError for
-        a folder without weights, or for weights that cannot be had in the form that the fields ask for."""
+        """The model that is adapted, with `num_labels` outputs (1: regression; 0: its own output layer). Raises
+        ValueError for a folder without weights, or for weights that cannot be had in the form that the fields ask
+        for."""
         raise NotImplementedError
 
     def stock(self, num_labels: int) -> PreTrainedModel:
@@ -113,12 +115,12 @@ class Backbone:
             raise ValueError(f"backbone {self.name}: {folder} does not load ({str(error).splitlines()[0]})") from error
 
     def origin(self) -> dict:
-        """What the record says of the checkpoint: the hub's commit, if it came from there, and the sha256 of its weights, its
-        config and its tokenizer's files (of several files, the sha256 of their joined hashes). Raises ValueError as
-        `weight_files` does, and for a config that is no JSON.
+        """What the record says of the checkpoint: the hub's commit, if it came from there, and the sha256 of its
+        weights, its config and its tokenizer's files (of several files, the sha256 of their joined hashes). Raises
+        ValueError as `weight_files` does, and for a config that is no JSON.
 
-        Weights in a folder of the user's that were given no name of their own have the name of the public ones that they
-        are, or else of their sha256: nothing says that they are those which configs/backbone describes.
+        Weights in a folder of the user's that were given no name of their own have the name of the public ones that
+        they are, or else of their sha256: nothing says that they are those which configs/backbone describes.
         """
         folder, commit = self.folder
         of_files = {

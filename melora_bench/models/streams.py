@@ -1,8 +1,9 @@
 """Rows without padding: the tokens of a replica's rows as one stream; attention alone is told where each row ends.
 
-A batch of R replicas is (R, T) tokens, T one more than the longest replica's sum of row lengths. Embedding, linear layers,
-norms and adapters see tokens and compute no padding. Attention looks within each row: on a GPU by torch's kernels for rows of
-any length, elsewhere in a few groups of rows of like length. The model's head gets one vector per row (`pool_rows`).
+A batch of R replicas is (R, T) tokens, T one more than the longest replica's sum of row lengths. Embedding, linear
+layers, norms and adapters see tokens and compute no padding. Attention looks within each row: on a GPU by torch's
+kernels for rows of any length, elsewhere in a few groups of rows of like length. The model's head gets one vector per
+row (`pool_rows`).
 """
 
 import functools
@@ -23,7 +24,8 @@ ATTENTION = "melora_bench_rows"
 
 
 class _Move(torch.autograd.Function):
-    """x[there]; the gradient is grad[back]. Where `there` repeats a token, or `back` a slot, the gradients there are 0."""
+    """x[there]; the gradient is grad[back]. Where `there` repeats a token, or `back` a slot, the gradients there are
+    0."""
 
     @staticmethod
     def forward(ctx, x: Tensor, there: Tensor, back: Tensor) -> Tensor:
@@ -46,7 +48,8 @@ def attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: (R, heads, T, width) each -> (R, T, heads, width). Without `rows` it is sdpa."""
+    """transformers' attention interface: (R, heads, T, width) each -> (R, T, heads, width). Without `rows` it is
+    sdpa."""
     if rows is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
@@ -72,8 +75,8 @@ def _in_groups(query: Tensor, key: Tensor, value: Tensor, rows: Rows, dropout: f
 
 
 def _on_gpu(query: Tensor, key: Tensor, value: Tensor, rows: Rows, dropout: float, scaling: float | None) -> Tensor:
-    """The same by the kernels that nested tensors use: flash attention in half precision from compute capability 8 on, else
-    memory-efficient attention."""
+    """The same by the kernels that nested tensors use: flash attention in half precision from compute capability 8 on,
+    else memory-efficient attention."""
     half = query.dtype in (torch.float16, torch.bfloat16)
     if half and torch.cuda.get_device_capability(query.device) >= (8, 0):
         return torch.ops.aten._flash_attention_forward(

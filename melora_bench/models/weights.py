@@ -27,7 +27,8 @@ def config_sha256(folder: Path) -> str:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that `load` reads weights from, and `origin` hashes: model.safetensors, or the shards that an index names.
+    """The files that `load` reads weights from, and `origin` hashes: model.safetensors, or the shards that an index
+    names.
 
     Raises ValueError for a folder without them, an index that names anything but files beside it, and a folder that is
     an adapter too, which transformers would load on top of the weights, or instead of them.

@@ -90,9 +90,9 @@ KEYS = {item.name for item in dataclasses.fields(RunRecord)}
 
 
 def load(path: Path) -> RunRecord:
-    """Read one record. Raises ValueError, of one line that names the file, for broken JSON, another schema, an unknown or
-    missing key, contents that do not agree with the record's own hashes, a file name that is not its own, and a value
-    that no run writes: of another type, not finite, a name that is none, control characters in a text."""
+    """Read one record. Raises ValueError, of one line that names the file, for broken JSON, another schema, an unknown
+    or missing key, contents that do not agree with the record's own hashes, a file name that is not its own, and a
+    value that no run writes: of another type, not finite, a name that is none, control characters in a text."""
     try:
         written = path.read_text(encoding="utf-8")
         content = json.loads(written)
@@ -163,7 +163,8 @@ def best_entry(epochs: list[dict[str, Any]], metric: str) -> dict[str, Any]:
 
 
 def selectable(epochs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The entries that may be chosen as the best: a method may rule out the first of them. All, where it ruled out all."""
+    """The entries that may be chosen as the best: a method may rule out the first of them. All, where it ruled out
+    all."""
     return [entry for entry in epochs if entry.get("selectable", True)] or epochs
 
 

@@ -46,8 +46,8 @@ class Assembled:
 def assemble(name: str, results_dir: str | Path | None = None, experiment: str | None = None) -> Assembled:
     """The table `name` of the records of its own experiment, or of another that its sweep was given.
 
-    Raises ValueError for an experiment that names no folder of records, for a bad record, or for two configs that claim one
-    cell.
+    Raises ValueError for an experiment that names no folder of records, for a bad record, or for two configs that claim
+    one cell.
     """
     if experiment is not None and not shapes.name(experiment):
         raise ValueError(

@@ -43,8 +43,8 @@ def _identity(lora: dict[int, RunRecord], equal: Runs) -> list[str]:
         for seed in by_seed.keys() & lora.keys():
             if (by_seed[seed].git, by_seed[seed].env) != (lora[seed].git, lora[seed].env):
                 return [
-                    "**MPLoRA at lambda = 0 is LoRA: not comparable.** Their records are of different commits, devices or "
-                    "versions, whose dropout masks may differ: run one of them again."
+                    "**MPLoRA at lambda = 0 is LoRA: not comparable.** Their records are of different commits, devices "
+                    "or versions, whose dropout masks may differ: run one of them again."
                 ]
             seeds.add(seed)
             for a, b in zip(by_seed[seed].epochs, lora[seed].epochs, strict=True):
@@ -55,8 +55,8 @@ def _identity(lora: dict[int, RunRecord], equal: Runs) -> list[str]:
     same = "confirmed" if max(gaps) == 0 else "confirmed to rounding" if max(gaps) < 1e-4 else "REFUTED"
     values = ", ".join(sorted(equal, key=int))
     return [
-        f"**MPLoRA at lambda = 0 is LoRA: {same}.** Over n = {values} and {len(seeds)} seeds, the largest difference of any "
-        f"loss or score is {max(gaps):g}. Whatever a paper finds between the two is noise."
+        f"**MPLoRA at lambda = 0 is LoRA: {same}.** Over n = {values} and {len(seeds)} seeds, the largest difference "
+        f"of any loss or score is {max(gaps):g}. Whatever a paper finds between the two is noise."
     ]
 
 
@@ -68,8 +68,8 @@ def _tie(shared: Runs, independent: Runs) -> str:
     )
     same = "confirmed" if one == {1} and 1 not in several else "REFUTED"
     return (
-        f"**Share-LoRA read literally has one path: {same}.** With one dropout mask for all paths, {_span(one)} of them is "
-        f"distinct after training; with a mask for each, {_span(several)}."
+        f"**Share-LoRA read literally has one path: {same}.** With one dropout mask for all paths, {_span(one)} of "
+        f"them is distinct after training; with a mask for each, {_span(several)}."
     )
 
 
@@ -83,8 +83,8 @@ def _selection(scores: np.ndarray) -> str:
             means = [scores[list(group)].mean() for group in ((0, *first), (rest[0], *second), third)]
             gains.append(max(means) - np.mean(means))
     return (
-        f"**Where every n has seeds of its own, the best n of three adds {np.mean(gains):.2f} points for nothing**: the mean "
-        "gain of the best of three groups of three seeds of LoRA over their mean, last epoch, in all "
+        f"**Where every n has seeds of its own, the best n of three adds {np.mean(gains):.2f} points for nothing**: "
+        "the mean gain of the best of three groups of three seeds of LoRA over their mean, last epoch, in all "
         f"{len(gains)} groupings."
     )
 
@@ -96,14 +96,16 @@ def _noise(scores: np.ndarray) -> str:
         for whose, where, table, cell, tasks in GAPS
     ]
     return (
-        f"**Seeds alone move a difference of two three-seed means by {one:.2f} points here** (standard error; sd of one "
-        f"seed {scores.std(ddof=1):.2f}, {len(scores)} seeds, last epoch). The leads over LoRA that the papers print, averaged "
-        f"over tasks, beside what seeds alone would do to an average of tasks as noisy as this one: {'; '.join(gaps)}."
+        f"**Seeds alone move a difference of two three-seed means by {one:.2f} points here** (standard error; sd of "
+        f"one seed {scores.std(ddof=1):.2f}, {len(scores)} seeds, last epoch). The leads over LoRA that the papers "
+        "print, averaged over tasks, beside what seeds alone would do to an average of tasks as noisy as this one: "
+        f"{'; '.join(gaps)}."
     )
 
 
 def _gap(table: tuple[str, str], cell: tuple[str, str, str]) -> float:
-    """A cell minus LoRA's: its average in that table, or else the mean of its cells of those tasks in the paper's Table 2."""
+    """A cell minus LoRA's: its average in that table, or else the mean of its cells of those tasks in the paper's Table
+    2."""
     cells, (paper, _) = published.index(*table), table
     others = [found.value for (method, _, task), found in cells.items() if method == "lora" and task == cell[2]]
     if not others:

@@ -24,11 +24,11 @@ Cells = dict[CellKey, Runs]
 
 
 def collect(table: Table, found: list[RunRecord], results: Path) -> Cells:
-    """The records by cell; records of no row or task of the table are left out. A row that fixes its own backbone is listed
-    under the table's backbone.
+    """The records by cell; records of no row or task of the table are left out. A row that fixes its own backbone is
+    listed under the table's backbone.
 
-    Raises ValueError when two configs or weights claim one cell, or two data sets one task. Where the same data came from, a
-    hub or a folder, does not matter.
+    Raises ValueError when two configs or weights claim one cell, or two data sets one task. Where the same data came
+    from, a hub or a folder, does not matter.
     """
     cells: Cells = {}
     claims: dict[tuple[str, ...], tuple[object, RunRecord]] = {}
@@ -42,8 +42,8 @@ def collect(table: Table, found: list[RunRecord], results: Path) -> Cells:
             first = by_seed.setdefault(record.seed, record)
             if first is not record:
                 warn_once(
-                    f"{record.path(results)} is the same run on the same data as {first.path(results)}, from elsewhere: the "
-                    "table shows the latter"
+                    f"{record.path(results)} is the same run on the same data as {first.path(results)}, from "
+                    "elsewhere: the table shows the latter"
                 )
     return cells
 
@@ -97,8 +97,8 @@ def _data(record: RunRecord) -> tuple[object, ...]:
 
 
 def _asked(record: RunRecord) -> dict[str, object]:
-    """The config without where the data came from, as their sha256 say what they are. The data of a score are its questions:
-    of what its model was trained on the config alone speaks."""
+    """The config without where the data came from, as their sha256 say what they are. The data of a score are its
+    questions: of what its model was trained on the config alone speaks."""
     return record.config if "trained_on" in record.config else {**record.config, "data": {}}
 
 

@@ -11,7 +11,8 @@ from melora_bench.records.records import RunRecord, selectable
 from melora_bench.results import stats
 
 Runs = dict[str, dict[int, RunRecord]]  # value of the key that a row selects over ("" if none) -> seed -> record
-# What a line does with the values of that key: there is none; the best is selected; their mean; one value, without the others.
+# What a line does with the values of that key: there is none; the best is selected; their mean; one value, without the
+# others.
 Kind = Literal["single", "best", "mean", "alone"]
 ESTIMATES = {
     "best": "best epoch on the set that is reported, as the papers select",
@@ -55,8 +56,8 @@ Scores = dict[str, Score]  # by estimate; empty where a cell is not complete
 def scores(runs: Runs, kind: Kind) -> tuple[Scores, str]:
     """The scores of one cell, and the value that the papers' selection picks (the first of equals).
 
-    kind: "mean" averages over the values, any other selects one of them. Seeds that some value lacks are left out; there is no
-    score where no seed is left.
+    kind: "mean" averages over the values, any other selects one of them. Seeds that some value lacks are left out;
+    there is no score where no seed is left.
     """
     seeds = sorted(set.intersection(*(set(by_seed) for by_seed in runs.values())))
     if not seeds:
@@ -82,7 +83,8 @@ class Certainty:
 
 
 def certainty(tasks: list[Scores], lora: list[Scores] | None) -> dict[str, Certainty]:
-    """The certainty of an average over `tasks`, by estimate, and its comparison with LoRA's average where `lora` is given.
+    """The certainty of an average over `tasks`, by estimate, and its comparison with LoRA's average where `lora` is
+    given.
 
     The interval takes the seeds that every task has; the comparison those that every task of both has.
     """
@@ -135,7 +137,8 @@ def _single(curve: np.ndarray) -> tuple[float, float, float]:
 
 
 def _split(curves: dict[str, list[np.ndarray]]) -> np.ndarray:
-    """(seeds,): the value with the best mean over seeds on one half, each seed's best epoch there, scored on the other."""
+    """(seeds,): the value with the best mean over seeds on one half, each seed's best epoch there, scored on the
+    other."""
     ways = []
     for chooser, scorer in ((1, 2), (2, 1)):
         chosen = max(curves.values(), key=functools.partial(_mean_top, row=chooser))

@@ -1,4 +1,5 @@
-"""What we found on the way: each finding is measured when it is written, and names the test that shows it. It takes torch."""
+"""What we found on the way: each finding is measured when it is written, and names the test that shows it. It takes
+torch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -104,8 +105,8 @@ def _distinct(matrices: torch.Tensor) -> int:
 
 FINDINGS = [
     Finding(
-        text="**MPLoRA at lambda = 0 is LoRA.** n only partitions the penalty: trained side by side for {steps} steps, their "
-        "losses differ by {gap:g}. The lambda = 0 row of the paper's table 3 is a second sample of its LoRA row.",
+        text="**MPLoRA at lambda = 0 is LoRA.** n only partitions the penalty: trained side by side for {steps} steps, "
+        "their losses differ by {gap:g}. The lambda = 0 row of the paper's table 3 is a second sample of its LoRA row.",
         test="test_facts.py::test_limits_are_lora_to_the_last_bit",
         measure=_mplora_is_lora,
     ),
@@ -115,52 +116,52 @@ FINDINGS = [
         measure=_melora_is_lora,
     ),
     Finding(
-        text="**MPLoRA's penalty is quartic in B, and B starts at 0.** Doubling B multiplies it by {factor:.4g}. Records hold "
-        "`penalty` beside `train_loss`, so that anyone can see whether it mattered.",
+        text="**MPLoRA's penalty is quartic in B, and B starts at 0.** Doubling B multiplies it by {factor:.4g}. "
+        "Records hold `penalty` beside `train_loss`, so that anyone can see whether it mattered.",
         test="test_facts.py::test_path_overlap_is_the_double_loop",
         measure=_penalty_growth,
     ),
     Finding(
-        text="**Share-LoRA, read literally, has one path.** Of 3 B_i, {shared} is left distinct after training with one "
-        "dropout mask for all, {penalized} with the penalty, and {independent} where each path draws its own mask, which is "
-        "our default.",
+        text="**Share-LoRA, read literally, has one path.** Of 3 B_i, {shared} is left distinct after training with "
+        "one dropout mask for all, {penalized} with the penalty, and {independent} where each path draws its own mask, "
+        "which is our default.",
         test="test_paths.py::test_share_lora_paths_stay_equal_unless_their_dropout_differs",
         measure=_share_lora_paths,
     ),
     Finding(
-        text="**Multi-LoRA is one LoRA** of rank n r whose alpha is n times larger, built of its own factors: at n = 4 it "
-        "trains {times} times LoRA's numbers.",
+        text="**Multi-LoRA is one LoRA** of rank n r whose alpha is n times larger, built of its own factors: at n = 4 "
+        "it trains {times} times LoRA's numbers.",
         test="test_paths.py::test_multi_lora_is_one_lora_of_rank_n_r_and_alpha_n_times_larger",
         measure=_multi_lora_size,
     ),
     Finding(
-        text="**Delta-LoRA's update is of low rank.** The moves of W telescope to lambda s (B A - B_K A_K): at r = 4 the "
-        "trained update has rank {rank}, which is 2r, of {possible} possible.",
+        text="**Delta-LoRA's update is of low rank.** The moves of W telescope to lambda s (B A - B_K A_K): at r = 4 "
+        "the trained update has rank {rank}, which is 2r, of {possible} possible.",
         test="test_delta_lora.py::test_the_update_is_of_rank_2r_at_most",
         measure=_delta_lora_rank,
     ),
     Finding(
-        text="**AdaLoRA without its hook is not AdaLoRA.** With target_r = 8 the matrices end at rank {pruned:g} on average; "
-        "where nobody calls the hook after the optimizer's step, at {never:g}, and nothing says so. PEFT leaves that call to "
-        "the training script.",
+        text="**AdaLoRA without its hook is not AdaLoRA.** With target_r = 8 the matrices end at rank {pruned:g} on "
+        "average; where nobody calls the hook after the optimizer's step, at {never:g}, and nothing says so. PEFT "
+        "leaves that call to the training script.",
         test="test_adalora.py::test_adalora_equals_stock_peft",
         measure=_adalora_ranks,
     ),
     Finding(
-        text="**DyLoRA's frozen rows move.** One row of A has a gradient in each step; AdamW's momentum and decay moved "
-        "{moved} of 8 in the last step of a short run, as in the official code.",
+        text="**DyLoRA's frozen rows move.** One row of A has a gradient in each step; AdamW's momentum and decay "
+        "moved {moved} of 8 in the last step of a short run, as in the official code.",
         test="test_dylora.py::test_which_rows_and_columns_get_a_gradient",
         measure=_dylora_moves,
     ),
     Finding(
-        text="**MELoRA trains {times} times fewer numbers on LLaMA-2-7B**, where the paper says 36: {lora:,} in LoRA r = 64, "
-        "{melora:,} in MELoRA r = 1.",
+        text="**MELoRA trains {times} times fewer numbers on LLaMA-2-7B**, where the paper says 36: {lora:,} in LoRA r "
+        "= 64, {melora:,} in MELoRA r = 1.",
         test="test_facts.py::test_published_parameter_counts",
         measure=_llama_parameters,
     ),
     Finding(
-        text="**Equal equivalent rank is not equal scale.** The scale is alpha / r with the mini rank: {lora:g} in LoRA r = 8, "
-        "{melora:g} in MELoRA r = 1, n = 8. MELoRA's records report both.",
+        text="**Equal equivalent rank is not equal scale.** The scale is alpha / r with the mini rank: {lora:g} in "
+        "LoRA r = 8, {melora:g} in MELoRA r = 1, n = 8. MELoRA's records report both.",
         test="test_facts.py::test_scale_is_alpha_over_the_mini_rank",
         measure=_scales,
     ),

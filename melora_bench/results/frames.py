@@ -17,8 +17,8 @@ class Records(list[RunRecord]):
     """The records of finished runs."""
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per run and epoch: the run, the epoch, `train_loss`, `penalty`, `lr`, a column per metric, and the run's
-        config as columns `config.<key>`.
+        """One row per run and epoch: the run, the epoch, `train_loss`, `penalty`, `lr`, a column per metric, and the
+        run's config as columns `config.<key>`.
 
         >>> frame = load_records("results", experiment="audit").to_frame()
         >>> frame.groupby("method").accuracy.max().to_dict()
@@ -61,8 +61,8 @@ class Table:
     """
 
     def __init__(self, name: str, results_dir: str | Path | None = None, experiment: str | None = None) -> None:
-        """name: of configs/table. results_dir: where the records are, if not in the table's own place. experiment: whose
-        records, if not the table's own. Raises ValueError for an unknown table, and for a bad record."""
+        """name: of configs/table. results_dir: where the records are, if not in the table's own place. experiment:
+        whose records, if not the table's own. Raises ValueError for an unknown table, and for a bad record."""
         self.assembled = assemble(name, results_dir, experiment)
 
     def to_frame(self) -> pd.DataFrame:

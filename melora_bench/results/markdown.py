@@ -1,4 +1,5 @@
-"""A table as Markdown: a block per backbone and estimate, published rows under the estimate that the papers use, a footer."""
+"""A table as Markdown: a block per backbone and estimate, published rows under the estimate that the papers use, a
+footer."""
 
 import re
 from collections.abc import Iterable

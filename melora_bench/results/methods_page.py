@@ -26,9 +26,9 @@ def document() -> str:
         "# Methods",
         "",
         f"Written by `make docs`. Numbers are counted or measured when it runs, for one adapted matrix of {SHOWN[0]} x "
-        f"{SHOWN[1]} (RoBERTa-base's query) and the values of configs/method/. x is the layer's input, W its frozen weight, "
-        "R the seeds trained side by side. Rank: the bound, then that of an update with random values. Cost: multiply-adds "
-        "per token in training, those of W aside.",
+        f"{SHOWN[1]} (RoBERTa-base's query) and the values of configs/method/. x is the layer's input, W its frozen "
+        "weight, R the seeds trained side by side. Rank: the bound, then that of an update with random values. Cost: "
+        "multiply-adds per token in training, those of W aside.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + " --- |" * len(COLUMNS),
@@ -69,7 +69,8 @@ def facts(cls: type[Method]) -> dict[str, str]:
 
 
 def formula(method: Method, layer: nn.Module | None) -> str:
-    """The first sentence that begins with `h =`, of the method's docstring or of its layer's. Raises ValueError without."""
+    """The first sentence that begins with `h =`, of the method's docstring or of its layer's. Raises ValueError
+    without."""
     for text in (inspect.getdoc(method) or "", inspect.getdoc(type(layer)) or ""):
         found = re.search(r"\bh = .*?(?=\.( |$)|$)", " ".join(text.split()))
         if found:

@@ -23,8 +23,9 @@ TEMPLATE = Path(__file__).with_suffix(".html")
 
 
 def write(results_dir: str | None = None) -> Path:
-    """Write <results_dir>/report.html from the records and figures there. Raises ValueError without that folder, and for a
-    bad record of a table's own experiment; another experiment, such as a trial, is left out then, which the page says."""
+    """Write <results_dir>/report.html from the records and figures there. Raises ValueError without that folder, and
+    for a bad record of a table's own experiment; another experiment, such as a trial, is left out then, which the page
+    says."""
     results = Path(results_dir or ROOT / "results")
     if not results.is_dir():
         raise ValueError(f"{results} is no folder: name the results_dir of finished runs")
@@ -56,16 +57,17 @@ class _Contents:
     def summary(self) -> str:
         backbones = sorted({record.model["name"] for record in self.records})
         text = (
-            f"{len(self.records)} runs on {', '.join(backbones) or 'no backbone'}, in {len(self.tables)} tables. Scores are "
-            "percentages (a loss is itself), mean ± sd over seeds. Click a column to sort, a run to see its config, curve and "
-            "environment."
+            f"{len(self.records)} runs on {', '.join(backbones) or 'no backbone'}, in {len(self.tables)} tables. "
+            "Scores are percentages (a loss is itself), mean ± sd over seeds. Click a column to sort, a run to see its "
+            "config, curve and environment."
         )
         left_out = f" Left out, as they cannot be read or shown: {', '.join(self.left_out)}."
         return text + left_out if self.left_out else text
 
 
 def _read(results: Path) -> _Contents:
-    """Raises ValueError for a bad record of a table's own experiment; another experiment is left out, with a warning."""
+    """Raises ValueError for a bad record of a table's own experiment; another experiment is left out, with a
+    warning."""
     names = sorted(options("table"))
     own = {load_table(name).experiment for name in names}
     of_table = {experiment: name for name in names for experiment in experiments(name, results)}
@@ -112,7 +114,8 @@ def _block(section: Section, estimate: str) -> str:
         for line in printed
     )
     names = "".join(f"<th>{html.escape(text)}</th>" for text in head)
-    return f'<div class="scroll"><table class="sortable"><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>'
+    table = f'<table class="sortable"><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<div class="scroll">{table}</div>'
 
 
 def _row(kind: str, *texts: str) -> str:

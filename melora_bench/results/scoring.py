@@ -40,8 +40,8 @@ def record_obstacles(table: Table, cells: Cells) -> RecordObstacles:
 def table_lines(table: Table, cells: Cells, obstacles: RecordObstacles) -> list[TableLine]:
     """The lines of the CSV: backbone x row (best and mean, where it selects) x task, then the average over tasks.
 
-    A line has scores if every value that its row lists has a record, an average if every task has a score. Averages also
-    have their certainty, which compares them with the row's reference, where that has an average.
+    A line has scores if every value that its row lists has a record, an average if every task has a score. Averages
+    also have their certainty, which compares them with the row's reference, where that has an average.
     """
     printed, lines = published.of_table(table), []
     for backbone in sorted({key.backbone for key in cells}) or [table.backbone]:
@@ -87,8 +87,8 @@ def _row_lines(
 def kinds(row: Row, runs: dict[str, Runs]) -> list[tuple[Kind, str, list[str]]]:
     """The lines that a row prints, as (kind, suffix of the label, values of the setting that the row selects over).
 
-    A plain row prints `single`. A row that selects prints `best` and `mean` and, while values are missing for a task, each
-    value that there is alone. runs: by task.
+    A plain row prints `single`. A row that selects prints `best` and `mean` and, while values are missing for a task,
+    each value that there is alone. runs: by task.
     """
     if not row.over:
         return [("single", "", [""])]

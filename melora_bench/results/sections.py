@@ -13,7 +13,8 @@ class PrintedLine:
     """One printed line of a table: its label, then a text for each further column."""
 
     label: str
-    # Of published numbers: the paper's backbone, and whether they were read elsewhere than in the paper. Of ours: empty.
+    # Of published numbers: the paper's backbone, and whether they were read elsewhere than in the paper. Of ours:
+    # empty.
     published: str = ""
     texts: list[str]
 
@@ -61,7 +62,8 @@ class Section:
     def block(self, estimate: str) -> tuple[list[str], list[PrintedLine]]:
         """(column names, lines) of one estimate. Published numbers stand under the estimate that the papers use.
 
-        Columns: method, parameters, the scores, then the certainty of their average and the speed, where the table has them.
+        Columns: method, parameters, the scores, then the certainty of their average and the speed, where the table has
+        them.
         """
         table, seen = self.table, self.seen_tasks
         speed = ["rows/s"] if table.speed else []
@@ -97,7 +99,8 @@ def _paper(row: dict[str, TableLine]) -> str:
 
 
 def estimate_titles(table: Table) -> dict[str, str]:
-    """The estimates that say different things of a table. A model that is scored once, after training, has no last epoch."""
+    """The estimates that say different things of a table. A model that is scored once, after training, has no last
+    epoch."""
     if not table.trained_on:
         return ESTIMATES
     return {

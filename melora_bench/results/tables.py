@@ -14,8 +14,8 @@ from melora_bench.results.markdown import markdown
 def regenerate(
     name: str, results_dir: str | Path | None = None, experiment: str | None = None
 ) -> tuple[Path, Path, Path]:
-    """Write <results_dir>/tables/<name>.csv, .md and .tex from the records of its experiment, or another, which then is the
-    name; returns the paths.
+    """Write <results_dir>/tables/<name>.csv, .md and .tex from the records of its experiment, or another, which then is
+    the name; returns the paths.
 
     Raises ValueError as `assemble` does, and for a table without any number; the old files then stay.
     """

@@ -20,8 +20,8 @@ WORDS = {"agrees": "agrees", "differs": "differs", "too_few_seeds": "too few see
 
 @dataclass(frozen=True)
 class Obstacle:
-    """One reason why a record cannot be held against the paper: another backbone, a setting other than the paper's, another
-    data set, or a split that is missing or read from another file. `text` is for people."""
+    """One reason why a record cannot be held against the paper: another backbone, a setting other than the paper's,
+    another data set, or a split that is missing or read from another file. `text` is for people."""
 
     kind: Literal["backbone", "setting", "data", "split"]
     text: str

@@ -27,7 +27,8 @@ class Source(Protocol):
         """The files of one split of a text task; of a folder, perhaps none."""
 
     def single_file(self, name: str, repo: str, revision: str) -> tuple[Path, dict[str, Any]]:
-        """The one file of rows of the task `name`, and what to record of its origin. `repo` and `revision` are the hub's."""
+        """The one file of rows of the task `name`, and what to record of its origin. `repo` and `revision` are the
+        hub's."""
 
     def benchmark_folder(self) -> str | None:
         """The folder with one folder per benchmark; None: each benchmark has a repository of its own on the hub."""
@@ -59,8 +60,8 @@ class Task(Protocol):
         max_train_rows: int | None,
         max_eval_rows: int | None,
     ) -> dict[str, dict | None]:
-        """Read and tokenise every split; returns what the record says of each: {split: {rows, sha256, ...}, or None for a
-        split that is missing}. Raises ValueError for files and rows that cannot be used."""
+        """Read and tokenise every split; returns what the record says of each: {split: {rows, sha256, ...}, or None for
+        a split that is missing}. Raises ValueError for files and rows that cannot be used."""
 
     def sha256(self, source: Source) -> dict[str, list[str] | None]:
         """By split, the sha256 of each of its files; None for one that is missing. Raises ValueError as `load` does."""
@@ -72,5 +73,5 @@ class Task(Protocol):
         """(rows, numbers per row): what `score` needs of each row."""
 
     def score(self, outputs: dict[str, np.ndarray], half: int | None = None) -> dict[str, float]:
-        """One replica's metrics from the outputs (rows, numbers per row) of each evaluation split, over all rows or over one
-        of two fixed halves, 0 or 1."""
+        """One replica's metrics from the outputs (rows, numbers per row) of each evaluation split, over all rows or
+        over one of two fixed halves, 0 or 1."""

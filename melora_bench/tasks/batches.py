@@ -54,9 +54,9 @@ class TrainBatches:
     def epoch(self, epoch: int, first: int = 0, end: int | None = None) -> Iterator[list[Batch]]:
         """For each optimizer step of an epoch, or of a part of it, its micro-batches of (R * b) rows for this process.
 
-        `weight` (R * b,) makes the weighted sum of row losses the mean over the whole step's rows of a replica (each row
-        counting by the split's `weights`), after the division by `accumulation` and the averaging over processes that
-        accelerate does. Parts of unequal size are filled up with rows of weight 0.
+        `weight` (R * b,) makes the weighted sum of row losses the mean over the whole step's rows of a replica (each
+        row counting by the split's `weights`), after the division by `accumulation` and the averaging over processes
+        that accelerate does. Parts of unequal size are filled up with rows of weight 0.
         """
         options = {"epoch": epoch, "batch_size": self.batch_size, "bucket": self.bucket}
         orders = [epoch_order(self.split.lengths, seed=seed, **options) for seed in self.seeds]
@@ -89,8 +89,8 @@ def count_tokens(batch: Batch) -> int:
 def evaluation_batches(
     split: Split, batch_size: int, process: int, processes: int
 ) -> Iterator[tuple[np.ndarray, dict]]:
-    """(row numbers, batch) in order of length. All processes have equally many batches: one that has no rows left over for
-    the last gets the longest of it again."""
+    """(row numbers, batch) in order of length. All processes have equally many batches: one that has no rows left over
+    for the last gets the longest of it again."""
     order = np.argsort(-split.lengths, kind="stable")
     for start in range(0, len(order), processes * batch_size):
         together = order[start : start + processes * batch_size]

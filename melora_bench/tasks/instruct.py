@@ -1,5 +1,6 @@
-"""Instruction tuning of a causal language model, as Alpaca (Taori et al. 2023, https://github.com/tatsu-lab/stanford_alpaca)
-and alpaca-lora do it: a template around instruction and input, the loss on the tokens that follow."""
+"""Instruction tuning of a causal language model, as Alpaca (Taori et al. 2023,
+https://github.com/tatsu-lab/stanford_alpaca) and alpaca-lora do it: a template around instruction and input, the loss
+on the tokens that follow."""
 
 import io
 import logging
@@ -93,7 +94,8 @@ class InstructTask:
         return template.format(instruction=row["instruction"], input=row.get("input"))
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], replicas: int) -> Tensor:
-        """(R,): per replica, the mean over the target tokens of its optimizer step (`weight` is a row's share of them)."""
+        """(R,): per replica, the mean over the target tokens of its optimizer step (`weight` is a row's share of
+        them)."""
         total, count = self.outputs(model, batch).unbind(1)
         return (total / count.clamp(min=1) * batch["weight"]).view(replicas, -1).sum(1)
 

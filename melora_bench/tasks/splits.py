@@ -48,8 +48,8 @@ class Split:
         return batch | {"labels": torch.from_numpy(self.labels[rows])}
 
     def stream(self, rows: np.ndarray, first_position: int) -> dict[str, Any]:
-        """Row numbers (R, rows) -> input_ids, position_ids and, where the model has them, token_type_ids, each (R, T), with
-        `rows` (where each row lies) and labels (R * rows,). A row's positions count from `first_position`."""
+        """Row numbers (R, rows) -> input_ids, position_ids and, where the model has them, token_type_ids, each (R, T),
+        with `rows` (where each row lies) and labels (R * rows,). A row's positions count from `first_position`."""
         where = Rows.of(self.lengths[rows])
         tokens = np.concatenate([np.arange(self.offsets[row], self.offsets[row + 1]) for row in rows.reshape(-1)])
         inside = where.is_row.repeat_interleave(where.lengths)
@@ -71,7 +71,8 @@ def tokenise(
     tokenizer: PreTrainedTokenizerBase, columns: list[list[str]], labels: np.ndarray, max_length: int
 ) -> Split:
     """Tokenise the text columns (one, or two for pairs), cut to `max_length` tokens; cached by content."""
-    tokenizer.backend_tokenizer.no_truncation()  # an earlier call leaves its own limit there, which would change the key
+    # An earlier call leaves its own limit there, which would change the key.
+    tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     settings = [max_length, tokenizer.model_input_names, tokenizer.backend_tokenizer.to_str()]
     place = ("tokens", f"{sha256_json(['v2', *settings, columns])}.npz")
@@ -88,7 +89,8 @@ def tokenise(
 
 
 def _stored(place: tuple[str, str], rows: int) -> dict[str, np.ndarray] | None:
-    """The arrays of the token cache; None if they are not there, or, with a warning, if they cannot be what was stored."""
+    """The arrays of the token cache; None if they are not there, or, with a warning, if they cannot be what was
+    stored."""
     try:
         path = cache_dir().joinpath(*place)
         with np.load(path) as file:  # a zip archive: each array has a checksum
@@ -119,8 +121,8 @@ def _store(place: tuple[str, str], arrays: dict[str, Any]) -> None:
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | np.ndarray) -> int:
-    """What fills up the rows that hold `ids`: the padding token or, without one, the end token. An id above all of theirs may
-    lie outside the model's embedding: padding is masked, so the first of theirs then does as well."""
+    """What fills up the rows that hold `ids`: the padding token or, without one, the end token. An id above all of
+    theirs may lie outside the model's embedding: padding is masked, so the first of theirs then does as well."""
     highest = np.max(ids, initial=0)
     known = (tokenizer.pad_token_id, tokenizer.eos_token_id)
     return next((id for id in known if id is not None and id <= highest), int(ids[0]) if len(ids) else 0)

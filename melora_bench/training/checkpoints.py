@@ -37,5 +37,6 @@ def load_checkpoint(path: Path) -> dict:
         return {key: state[key] for key in CHECKPOINT}
     except Exception as error:  # torch raises what zipfile and pickle do
         raise ValueError(
-            f"{path} is not a readable checkpoint ({str(error).partition(chr(10))[0]}); delete it to start that run again"
+            f"{path} is not a readable checkpoint ({str(error).partition(chr(10))[0]}); delete it to start that run "
+            "again"
         ) from error

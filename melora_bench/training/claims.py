@@ -13,10 +13,11 @@ from melora_bench.files import owner
 
 @contextlib.contextmanager
 def claimed(lock: Path, wait: float = 1.0) -> Iterator[bool]:
-    """Whether this process may do the work that `lock` stands for: False while another does. A dead process holds nothing.
+    """Whether this process may do the work that `lock` stands for: False while another does. A dead process holds
+    nothing.
 
-    The short wait lets one pass who looks whether it is free (`held`). Raises ValueError when the lock cannot be opened, or
-    the file system has no locks.
+    The short wait lets one pass who looks whether it is free (`held`). Raises ValueError when the lock cannot be
+    opened, or the file system has no locks.
     """
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -45,8 +46,8 @@ def held(lock: Path) -> bool:
 def _no_lock(lock: Path, error: OSError) -> str:
     if isinstance(error, PermissionError) and lock.exists():
         return (
-            f"{lock} belongs to {owner(lock)}, and this user may not write it: give another output_dir, or let its owner "
-            "make it writable for both (chmod, and umask 002 from now on)"
+            f"{lock} belongs to {owner(lock)}, and this user may not write it: give another output_dir, or let its "
+            "owner make it writable for both (chmod, and umask 002 from now on)"
         )
     if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
         return f"{lock} cannot be locked ({error.strerror}): give an output_dir on a file system with flock"

@@ -1,4 +1,5 @@
-"""What keeps the replicas of a packed run apart: gradients are clipped per replica, and one that goes bad stops alone."""
+"""What keeps the replicas of a packed run apart: gradients are clipped per replica, and one that goes bad stops
+alone."""
 
 from typing import cast
 
@@ -8,11 +9,11 @@ from torch import Tensor, nn
 
 
 class ReplicaGuard:
-    """Averages gradients over processes, clips each replica's by its own norm, and stops a replica whose loss is no longer
-    finite.
+    """Averages gradients over processes, clips each replica's by its own norm, and stops a replica whose loss is no
+    longer finite.
 
-    A stopped replica's gradients are 0 from then on; the others never notice. In fp16 one thing is shared, the loss scale:
-    a replica whose gradients overflow makes all skip that step. `watch` and `clip` do not wait for the device.
+    A stopped replica's gradients are 0 from then on; the others never notice. In fp16 one thing is shared, the loss
+    scale: a replica whose gradients overflow makes all skip that step. `watch` and `clip` do not wait for the device.
     """
 
     def __init__(self, params: list[nn.Parameter], replicas: int, max_norm: float, accelerator: Accelerator) -> None:
@@ -31,7 +32,8 @@ class ReplicaGuard:
             self.failed_at[replica] = step
 
     def clip(self, optimizer) -> None:
-        """Scale each replica's gradient to at most `max_norm`; a stopped replica's to 0 before fp16's overflow check."""
+        """Scale each replica's gradient to at most `max_norm`; a stopped replica's to 0 before fp16's overflow
+        check."""
         dead = self.failed_at >= 0
         grads = [cast(Tensor, param.grad).view(len(dead), -1) for param in self.params]
         if self.accelerator.num_processes > 1:

@@ -1,7 +1,7 @@
 """What a run's numbers rest on beside its config: data, weights and start, as sha256.
 
-They are compared wherever work that was done before is taken for the work that is asked for: a record (which is the skip),
-a checkpoint (which is the resume), `status`, and a score.
+They are compared wherever work that was done before is taken for the work that is asked for: a record (which is the
+skip), a checkpoint (which is the resume), `status`, and a score.
 """
 
 from collections.abc import Callable
@@ -19,8 +19,8 @@ from melora_bench.training.starts import fingerprint, start_file
 def refusals(point: Point, seeds: list[int]) -> dict[int, str]:
     """Why the record of a seed is not that of the run that would be now, by seed; seeds whose record is are left out.
 
-    A record is refused that cannot be read, or that was made of other data or weights or from another start. Where one of
-    these is not at hand, it is not compared, and a warning says so.
+    A record is refused that cannot be read, or that was made of other data or weights or from another start. Where one
+    of these is not at hand, it is not compared, and a warning says so.
     """
     reasons, shared = {}, at_hand("data", _data, point) | at_hand("weights", _model, point)
     for seed in seeds:

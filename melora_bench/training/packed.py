@@ -1,13 +1,14 @@
-"""One packed run: its seeds side by side on one backbone, trained to the end from where an interrupted start left them."""
+"""One packed run: its seeds side by side on one backbone, trained to the end from where an interrupted start left
+them."""
 
 import functools
 import logging
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from melora_bench.files import probe
 from melora_bench.records import provenance
 from melora_bench.records.identity import config_hash
 from melora_bench.records.inputs import difference, of_data, of_model, of_start
@@ -26,8 +27,8 @@ log = logging.getLogger(__name__)
 
 
 def train(point: Point, seeds: list[int]) -> list[Path]:
-    """Train these seeds of a point side by side; returns the records written. Raises ValueError as `PackedRun.execute` does,
-    and for what cannot be built."""
+    """Train these seeds of a point side by side; returns the records written. Raises ValueError as `PackedRun.execute`
+    does, and for what cannot be built."""
     with waiting(f"{point.label}  data and weights are read"):
         parts = build(point, seeds)
     return PackedRun(point=point, seeds=seeds, parts=parts).execute()
@@ -90,7 +91,9 @@ class PackedRun:
         """Raises OSError where no file can be written: before the hours of training that would be lost."""
         outputs = [self.point.output(seed) for seed in self.seeds]
         for folder in (self._checkpoint.parent, self.point.record_path(self.seeds[0]).parent, *outputs):
-            probe(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
         for folder in outputs:
             (folder / "error.txt").unlink(missing_ok=True)
 

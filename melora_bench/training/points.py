@@ -49,13 +49,14 @@ class Point:
 
     @property
     def label(self) -> str:
-        """What a person calls the point: task, method, and the settings that set it apart, as in "mrpc melora n=4 r=2"."""
+        """What a person calls the point: task, method, and the settings that set it apart, as in "mrpc melora n=4
+        r=2"."""
         shown = [f"{key.removeprefix('method.')}={self._value(key)}" for key in self._settings()]
         return " ".join([self.choices["task"], self.choices["method"], *shown])
 
     def _settings(self) -> list[str]:
-        """The keys in which the rows of the table differ for this method; without a table, the method's keys whose values are
-        not those of its YAML."""
+        """The keys in which the rows of the table differ for this method; without a table, the method's keys whose
+        values are not those of its YAML."""
         method = self.choices["method"]
         if self.config.table:
             rows = [row["settings"] for row in self.config.table["rows"] if row["settings"].get("method") == method]
@@ -132,8 +133,8 @@ class Point:
             yield mine
 
     def leftovers(self) -> list[Path]:
-        """Unfinished files of the point, and checkpoints of seeds that all have their records: a killed process's, unless
-        somebody holds the point."""
+        """Unfinished files of the point, and checkpoints of seeds that all have their records: a killed process's,
+        unless somebody holds the point."""
         written = self.record_path(0).parent
         done = [path for path, seeds in self._checkpoints().items() if all(map(self.record, seeds))]
         return [*self.lock.parent.glob(f"{self.name}-s*/.*"), *written.glob(f".{self.name}-s*.json.*"), *done]

@@ -44,8 +44,8 @@ class Grid:
     seconds: list[float] = field(default_factory=list)  # what each point took that was trained
 
     def line(self, passed: float, left: float | None) -> str:
-        """The place of the point at work, and the time left for all, when it has taken `passed` seconds and takes `left`
-        more: the rest is taken to need what the points so far did on the average."""
+        """The place of the point at work, and the time left for all, when it has taken `passed` seconds and takes
+        `left` more: the rest is taken to need what the points so far did on the average."""
         place = f"point {self.number} of {self.total}"
         if left is None:
             return place
@@ -71,8 +71,8 @@ def end_point(seconds: float) -> None:
 class Progress:
     """Units of work done of a total, as a context manager.
 
-    On a terminal: the grid's place, the title with a bar, and `line(left)` below, `left` being "4:40 left" or, as long as
-    nothing can be said, empty. Elsewhere `line(left)` behind the title, a line a minute at most and one at the end.
+    On a terminal: the grid's place, the title with a bar, and `line(left)` below, `left` being "4:40 left" or, as long
+    as nothing can be said, empty. Elsewhere `line(left)` behind the title, a line a minute at most and one at the end.
     """
 
     def __init__(

@@ -1,4 +1,5 @@
-"""How a run that fails is reported: one line, logged; the same and where it failed in error.txt; an exit code other than 0."""
+"""How a run that fails is reported: one line, logged; the same and where it failed in error.txt; an exit code other
+than 0."""
 
 import contextlib
 import logging
@@ -55,8 +56,8 @@ def out_of_memory(point: Point) -> ValueError:
     config = point.config
     return ValueError(
         f"the device is out of memory at batch_size={config.batch_size}, eval_batch_size={config.eval_batch_size}: in "
-        "training raise accumulation, in evaluation lower eval_batch_size, or give fewer seeds; the next start goes on from "
-        "the last evaluation's checkpoint, if there was one"
+        "training raise accumulation, in evaluation lower eval_batch_size, or give fewer seeds; the next start goes on "
+        "from the last evaluation's checkpoint, if there was one"
     )
 
 

@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 def run(cfg: DictConfig, choices: dict) -> list[Path]:
     """Train the seeds of one point that have no record yet; returns the records written.
 
-    Raises RunError, once the other seeds are done, for seeds that failed or whose record is that of another run. Each has
-    its one line, logged, and where it failed in training also in error.txt among its outputs.
+    Raises RunError, once the other seeds are done, for seeds that failed or whose record is that of another run. Each
+    has its one line, logged, and where it failed in training also in error.txt among its outputs.
     """
     failures, paths = Failures(), []
     progress.begin_point()

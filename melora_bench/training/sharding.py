@@ -17,14 +17,15 @@ HOW = "accelerate launch --multi_gpu --num_processes N scripts/train.py"
 
 
 def refuse_launch(config: RunConfig) -> None:
-    """Raises ValueError where `accelerate launch` was told to wrap the model itself, which cuts the adapters' replica axis or
-    renames tensors, and for shard and compile together."""
+    """Raises ValueError where `accelerate launch` was told to wrap the model itself, which cuts the adapters' replica
+    axis or renames tensors, and for shard and compile together."""
     launches = ("USE_FSDP", "false", "shard"), ("USE_DEEPSPEED", "false", "shard"), ("DYNAMO_BACKEND", "no", "compile")
     for name, off, ours in launches:
         if os.environ.get(f"ACCELERATE_{name}", off).lower() != off:
             value = os.environ[f"ACCELERATE_{name}"]
             raise ValueError(
-                f"ACCELERATE_{name}={value} makes accelerate wrap the adapters too: launch without, and give {ours}=true"
+                f"ACCELERATE_{name}={value} makes accelerate wrap the adapters too: launch without, and give "
+                f"{ours}=true"
             )
     if config.shard and config.compile:
         raise ValueError("shard=true and compile=true do not go together: give one of them")
@@ -33,8 +34,8 @@ def refuse_launch(config: RunConfig) -> None:
 def shard_backbone(model: PreTrainedModel, accelerator: Accelerator) -> None:
     """Leave each process 1/N of every frozen parameter: a layer's are gathered when it runs, and let go of after it.
 
-    Every process has loaded the whole backbone before, into its memory, not its device's. Raises ValueError where there is
-    one process only, and for a backbone without named layers or with packed weights.
+    Every process has loaded the whole backbone before, into its memory, not its device's. Raises ValueError where there
+    is one process only, and for a backbone without named layers or with packed weights.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

@@ -1,4 +1,5 @@
-"""Where training starts when it does not start afresh: at an earlier run's adapters, or at a PEFT LoRA adapter's update."""
+"""Where training starts when it does not start afresh: at an earlier run's adapters, or at a PEFT LoRA adapter's
+update."""
 
 import logging
 from pathlib import Path
@@ -19,7 +20,8 @@ log = logging.getLogger(__name__)
 def start_file(point: Point, seed: int) -> Path | None:
     """The adapter file that `init_from` names for one seed; None without `init_from`.
 
-    Raises ValueError for a file that is not there, and for a task of which this experiment has not exactly one like run.
+    Raises ValueError for a file that is not there, and for a task of which this experiment has not exactly one like
+    run.
     """
     source = point.config.init_from
     if source is None:
@@ -74,8 +76,8 @@ def _load_adapter(model: nn.Module, replica: int, path: Path) -> str | None:
 
 
 def _earlier_run(point: Point, source: str, seed: int) -> Path:
-    """The outputs of <experiment>/<task>/<method>-<hash>, or of the run of a task alike in method, backbone and precision: this
-    experiment's, or else that of the table's own. Raises ValueError unless there is exactly one."""
+    """The outputs of <experiment>/<task>/<method>-<hash>, or of the run of a task alike in method, backbone and
+    precision: this experiment's, or else that of the table's own. Raises ValueError unless there is exactly one."""
     runs = Path(point.config.output_dir, "runs")
     if "/" in source:
         return runs / f"{source}-s{seed}"
@@ -91,7 +93,8 @@ def _earlier_run(point: Point, source: str, seed: int) -> Path:
 
 
 def _alike(point: Point, runs: Path, place: str) -> list[Path]:
-    """The folders of `place` whose run has the point's method, backbone and precision; one that cannot be read is passed."""
+    """The folders of `place` whose run has the point's method, backbone and precision; one that cannot be read is
+    passed."""
     found, own = [], point.identity
     for path in sorted(runs.glob(f"{place}/last.safetensors")):
         try:

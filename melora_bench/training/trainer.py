@@ -1,4 +1,4 @@
-"""The training loop: R replicas on one frozen backbone, evaluated and checkpointed after every round (an epoch, mostly).
+"""The training loop: R replicas on one frozen backbone, evaluated and checkpointed after each round (mostly an epoch).
 
 It knows no method and no task by name: a method acts through its hooks, a task through `loss`, `outputs` and `score`.
 """
@@ -33,8 +33,8 @@ def ignore(step: int, losses: Tensor) -> None:
 
 @dataclass(kw_only=True)
 class Trainer:
-    """One packed run. `history[k]` holds replica k's evaluations; `failed[k]` the step at which its loss, or its outputs in the
-    evaluation after it, were not finite."""
+    """One packed run. `history[k]` holds replica k's evaluations; `failed[k]` the step at which its loss, or its
+    outputs in the evaluation after it, were not finite."""
 
     accelerator: Accelerator
     model: nn.Module
@@ -65,7 +65,7 @@ class Trainer:
         self.guard = ReplicaGuard(params, self.replicas, self.max_grad_norm, self.accelerator)
 
     def compile(self) -> bool:
-        """Compile the model, and try it on a batch of each kind: where that fails it runs as it is, and a warning says why."""
+        """Compile the model, and try it on a batch of each kind; where that fails it runs as it is, with a warning."""
         # All models share one limit of recompilations, beyond which they run as they are, silently.
         torch._dynamo.reset()
         self.model.train().compile(dynamic=True)
@@ -92,8 +92,8 @@ class Trainer:
         return self.schedule.epoch(self.step)
 
     def train_steps(self, until: int, on_step: OnStep = ignore) -> Tensor:
-        """Train to step `until` without evaluating; returns (2, R): the sums of the losses and of the penalties over the
-        micro-batches of this process. `on_step(step, (R,) sums of losses)` may watch."""
+        """Train to step `until` without evaluating; returns (2, R): the sums of the losses and of the penalties over
+        the micro-batches of this process. `on_step(step, (R,) sums of losses)` may watch."""
         self.model.train()
         totals = torch.zeros(2, self.replicas, device=self.accelerator.device)
         for step, micro_batches in enumerate(self.batches.steps(self.step, until), self.step):
@@ -165,7 +165,7 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> list[dict | None]:
-        """Per replica, {"metrics": ..., "halves": [..., ...]} over the task's splits; None if an output is not finite."""
+        """By replica, {"metrics": ..., "halves": [..., ...]} over all splits; None if an output is not finite."""
         outputs = collect_outputs(
             self.task.evaluation,
             self._outputs,

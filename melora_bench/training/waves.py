@@ -17,9 +17,10 @@ def train_in_waves(
 ) -> list:
     """Train one pack after another; returns what `train` returned for all of them, joined.
 
-    A pack that the device's memory does not hold is halved until it fits, and `on_halved(pack, packs still to train)` is
-    told. `may_halve`, asked before a pack is trained, says whether nothing is lost by it. A ValueError ends its own pack
-    alone, as the seeds of another are none the worse for it; any other error ends the rest too. `on_error` is told of each.
+    A pack that the device's memory does not hold is halved until it fits, and `on_halved(pack, packs still to train)`
+    is told. `may_halve`, asked before a pack is trained, says whether nothing is lost by it. A ValueError ends its own
+    pack alone, as the seeds of another are none the worse for it; any other error ends the rest too. `on_error` is told
+    of each.
     """
     results: list = []
     while packs:

@@ -1,9 +1,10 @@
 """Runs one generated Python program in a sandbox and says whether it came to its end.
 
-`isolation="namespaces"` (the default): no network, no other process, no file of a user. `isolation="process"`, for machines
-without namespaces, must be asked for: limits alone. docs/sandbox.md says what each keeps out and how a program passes.
-supervisor.py is the inner side, one script for root and, inside a user namespace, for an ordinary user. bubblewrap and
-unshare(1) would need the same kernel features, the same script inside for the limits and the verdict, and a second code path.
+`isolation="namespaces"` (the default): no network, no other process, no file of a user. `isolation="process"`, for
+machines without namespaces, must be asked for: limits alone. docs/sandbox.md says what each keeps out and how a program
+passes. supervisor.py is the inner side, one script for root and, inside a user namespace, for an ordinary user.
+bubblewrap and unshare(1) would need the same kernel features, the same script inside for the limits and the verdict,
+and a second code path.
 """
 
 import contextlib
@@ -125,7 +126,8 @@ def _supervisor(arguments: list[str], source: IO[bytes], inner: socket.socket) -
 
 @contextlib.contextmanager
 def _folder() -> Iterator[str]:
-    """A temporary folder, removed with all that a program can leave in it: folders nested by the thousand, or unreadable."""
+    """A temporary folder, removed with all that a program can leave in it: folders nested by the thousand, or
+    unreadable."""
     path = tempfile.mkdtemp(prefix=FOLDER)
     try:
         yield path
@@ -187,7 +189,8 @@ def _drain(pipe: IO[bytes], output: bytearray) -> None:
 
 
 def _stop(process: subprocess.Popen) -> None:
-    """SIGTERM: the supervisor kills all that it started and ends when they have; SIGCONT, should they have stopped it."""
+    """SIGTERM: the supervisor kills all that it started and ends when they have; SIGCONT, should they have stopped
+    it."""
     process.terminate()
     process.send_signal(signal.SIGCONT)
     with contextlib.suppress(subprocess.TimeoutExpired):

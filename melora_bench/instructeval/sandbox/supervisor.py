@@ -1,8 +1,9 @@
 """The sandbox's inner side: a script of the standard library alone that `sandbox.run` starts, never imported.
 
 It reads the program from stdin and the filter of system calls from its socket, takes away what a program must not have,
-forks, and runs the program in the fork. On the socket the host gets READY (or one line that says what cannot be set up), then
-the verdict of the first that has one: the program's process, or the supervisor when that process ended without a word.
+forks, and runs the program in the fork. On the socket the host gets READY (or one line that says what cannot be set
+up), then the verdict of the first that has one: the program's process, or the supervisor when that process ended
+without a word.
 """
 
 import contextlib
@@ -19,7 +20,8 @@ from collections.abc import Callable
 
 READY = b"ready"
 NOBODY = 65534  # the user and group that the program runs as, where the kernel maps but one id
-# Ids that nobody has: above those that systemd gives to containers; and, where these are not mapped, some of a container's.
+# Ids that nobody has: above those that systemd gives to containers; and, where these are not mapped, some of a
+# container's.
 FREE = (range(0x70000000, 0x80000000), range(20_000, 60_000))
 MIB = 2**20
 LIMITS = {  # of each process, except NPROC: of all together
@@ -91,7 +93,8 @@ def is_mapped(path: str, ids: range) -> bool:
 
 
 def check_process_limit() -> None:
-    """Raises OSError for root of a container whose only id is the machine's root, whom no number of processes is too many."""
+    """Raises OSError for root of a container whose only id is the machine's root, whom no number of processes is too
+    many."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
     resource.setrlimit(resource.RLIMIT_NPROC, (0, hard))
     with contextlib.suppress(BlockingIOError):
@@ -104,7 +107,8 @@ def check_process_limit() -> None:
 
 
 def enter_namespaces(number: int | None) -> None:
-    """Own mounts, processes, network and System V memory; who has no other id gets these inside an own user namespace."""
+    """Own mounts, processes, network and System V memory; who has no other id gets these inside an own user
+    namespace."""
     user, group = os.getuid(), os.getgid()
     call(libc.unshare, NEWNS | NEWPID | NEWNET | NEWIPC | (NEWUSER if number is None else 0))
     if number is None:
@@ -141,7 +145,8 @@ def new_root() -> None:
 
 
 def show(source: str, path: str) -> None:
-    """Bind the old root's `source` to the new one's `path`, read-only with all that is mounted below it, if it exists."""
+    """Bind the old root's `source` to the new one's `path`, read-only with all that is mounted below it, if it
+    exists."""
     old, path = f"/old{source}", f"/new{path}"
     os.makedirs(os.path.dirname(path), exist_ok=True)
     if os.path.islink(old):  # /bin -> usr/bin
@@ -162,7 +167,8 @@ def show(source: str, path: str) -> None:
 
 
 def restrict(cpu_seconds: int, number: int | None, rules: bytes) -> None:
-    """What the program's process loses for good: its session, keys, resources, root, capabilities, most system calls."""
+    """What the program's process loses for good: its session, keys, resources, root, capabilities, most system
+    calls."""
     os.setsid()
     if rules:  # a new, empty keyring; a kernel without keys refuses
         libc.syscall(KEYCTL[os.uname().machine], JOIN_SESSION_KEYRING, None)
@@ -249,7 +255,8 @@ def descendants(pid: int) -> set[int]:
 
 
 def kill_descendants() -> None:
-    """As the reaper of all. They are stopped before they are killed: else those left would fork into the free places."""
+    """As the reaper of all. They are stopped before they are killed: else those left would fork into the free
+    places."""
     me = os.getpid()
     with contextlib.suppress(ChildProcessError):
         while True:

@@ -1,7 +1,8 @@
 """The system calls that a Python program needs, and the seccomp(2) filter that leaves it these and no other.
 
-An allow-list: what is not on it, every call that a later kernel brings included, is answered as by a kernel that does not
-have it, which is what libraries are prepared for (clone3 becomes clone). docs/sandbox.md says what is kept away by this.
+An allow-list: what is not on it, every call that a later kernel brings included, is answered as by a kernel that does
+not have it, which is what libraries are prepared for (clone3 becomes clone). docs/sandbox.md says what is kept away by
+this.
 """
 
 import errno
@@ -97,6 +98,7 @@ def filter_for(machine: str) -> bytes:
 
 
 def _one_of(argument: int, values: tuple[int, ...], answer: int) -> list[tuple[int, int, int, int]]:
-    """Go on behind these instructions if the argument's low word, which is all that the kernel takes, is one of `values`."""
+    """Go on behind these instructions if the argument's low word, which is all that the kernel takes, is one of
+    `values`."""
     tests = [(EQUAL, len(values) - place, 0, value) for place, value in enumerate(values)]
     return [(LOAD, 0, 0, 16 + 8 * argument), *tests, (RETURN, 0, 0, REFUSE | answer)]

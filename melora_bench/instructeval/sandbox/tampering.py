@@ -11,21 +11,21 @@ import warnings
 
 # Special names that solutions define or use without any effect on how their result compares.
 ORDINARY = set(
-    """__init__ __post_init__ __new__ __slots__ __repr__ __str__ __iter__ __next__ __len__ __getitem__ __setitem__ __delitem__
-    __enter__ __exit__ __call__ __name__ __main__ __doc__ __future__""".split()
+    """__init__ __post_init__ __new__ __slots__ __repr__ __str__ __iter__ __next__ __len__ __getitem__ __setitem__
+    __delitem__ __enter__ __exit__ __call__ __name__ __main__ __doc__ __future__""".split()
 )
 REACHING = set(  # the interpreter's frames and objects, and other names' values
-    """f_back f_builtins f_code f_globals f_locals f_trace tb_frame tb_next gi_frame cr_frame ag_frame _getframe _current_frames
-    currentframe exc_info settrace setprofile get_objects get_referrers get_referents modules globals vars setattr
-    delattr""".split()
+    """f_back f_builtins f_code f_globals f_locals f_trace tb_frame tb_next gi_frame cr_frame ag_frame _getframe
+    _current_frames currentframe exc_info settrace setprofile get_objects get_referrers get_referents modules globals vars
+    setattr delattr""".split()
 )
 MODULES = {"__main__", "_ctypes", "builtins", "ctypes", "gc", "importlib", "inspect", "socket"}
 REBOUND = {"check", *dir(builtins)}
 
 
 def tampering(prompt: str, body: str) -> list[str]:
-    """The telling names of `body`, the completion of `prompt`, sorted: of comparison and other special methods (`__eq__`),
-    frames and foreign objects, modules that reach them, and what the tests use and `body` binds anew.
+    """The telling names of `body`, the completion of `prompt`, sorted: of comparison and other special methods
+    (`__eq__`), frames and foreign objects, modules that reach them, and what the tests use and `body` binds anew.
 
     A body that is no Python without the tests behind it gives ["not whole"].
     """

@@ -13,9 +13,9 @@ from melora_bench.results.sections import Section
 
 
 def draw(name: str, results_dir: str | Path | None = None, experiment: str | None = None) -> list[Path]:
-    """Write <results_dir>/figures/<table>_<backbone>_<kind>.svg and .png of every figure that the table's records allow,
-    and remove the files of those that they no longer allow. The records of another experiment than the table's own make
-    figures of that name.
+    """Write <results_dir>/figures/<table>_<backbone>_<kind>.svg and .png of every figure that the table's records
+    allow, and remove the files of those that they no longer allow. The records of another experiment than the table's
+    own make figures of that name.
 
     Raises ValueError for a bad record. A table without records has no figures.
     """

@@ -34,7 +34,8 @@ def figure(section: Section) -> Figure | None:
 
 
 def differences(section: Section) -> list[Difference]:
-    """The differences of the rows over the tasks and seeds that a row and its LoRA have in common, if at least two seeds.
+    """The differences of the rows over the tasks and seeds that a row and its LoRA have in common, if at least two
+    seeds.
 
     Of the estimates the one in which nothing is chosen on the rows that are scored.
     """

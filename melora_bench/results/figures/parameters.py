@@ -56,7 +56,8 @@ def _points(axes: Axes, lines: list[TableLine], looks: dict[str, dict[str, Any]]
 
 
 def _looks(lines: list[TableLine]) -> dict[str, dict[str, Any]]:
-    """By label: one colour per row of the table, a marker of its own for each of its lines, hollow for a mean over n."""
+    """By label: one colour per row of the table, a marker of its own for each of its lines, hollow for a mean over
+    n."""
     labels: Counter[int] = Counter()  # so far, by row of the table
     looks: dict[str, dict[str, Any]] = {}
     for line in lines:

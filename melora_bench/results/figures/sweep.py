@@ -11,10 +11,11 @@ from melora_bench.results.sections import Section
 
 
 def figure(section: Section, x_key: str, line_key: str | None) -> Figure | None:
-    """The scores of the rows that set `x_key`, one line per value of `line_key` that has two points, a panel per task and
-    for the average. None where no task has a score.
+    """The scores of the rows that set `x_key`, one line per value of `line_key` that has two points, a panel per task
+    and for the average. None where no task has a score.
 
-    The axis is logarithmic to base 2, or about 0 linear where the setting can be 0; its ticks are the grid's own values.
+    The axis is logarithmic to base 2, or about 0 linear where the setting can be 0; its ticks are the grid's own
+    values.
     """
     table = section.table
     if not any(line.scores for line in section.lines if line.task in table.tasks):

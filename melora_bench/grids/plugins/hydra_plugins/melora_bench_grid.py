@@ -1,6 +1,7 @@
 """A Hydra sweeper for tables: their grids are unions of products, which Hydra's own sweeper cannot express.
 
-Hydra finds plugins in the namespace package `hydra_plugins`; melora_bench/grids/__init__.py puts this part of it on the path.
+Hydra finds plugins in the namespace package `hydra_plugins`; melora_bench/grids/__init__.py puts this part of it on the
+path.
 """
 
 import sys
@@ -33,7 +34,7 @@ class GridSweeper(BasicSweeper):
         failed = [result for result in results if result.status.name == "FAILED"]
         if failed:
             raise CompactHydraException(
-                f"{len(failed)} of {len(points)} points failed: their lines are above, and `make status` lists them; the same "
-                "command runs them again"
+                f"{len(failed)} of {len(points)} points failed: their lines are above, and `make status` lists them; "
+                "the same command runs them again"
             )
         return results
