@@ -32,8 +32,7 @@ PUBLISHED = ROOT / "results" / "published" if IN_CHECKOUT else PACKAGE / "publis
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> Path:
     """Let `write(temporary)` make the file, then rename it to `path`: a reader sees the whole file or none, after a
-    power cut too. Its mode is what the umask leaves of 0666. Raises OSError, naming `path`, when it cannot be
-    written."""
+    power cut too. Its mode is what the umask leaves of 0666. Raises OSError, naming `path`, otherwise."""
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _temporary(path)
@@ -168,8 +167,7 @@ def _homeless() -> Path:
 
 
 def home(argument: str) -> str:
-    """A path, or an option `key=path`, with a leading `~/` made the user's home, inside quotes too; anything else as it
-    is."""
+    """A path, or an option `key=path`, its leading `~/` made the user's home, inside quotes too; others as they are."""
     found = re.match(r"([^=~'\"]*=)?['\"]?(?=~(/|['\"]?$))", argument)
     return argument[: found.end()] + os.path.expanduser("~") + argument[found.end() + 1 :] if found else argument
 

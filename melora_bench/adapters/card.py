@@ -58,11 +58,11 @@ def picks_first_token(head: nn.Module) -> bool:
 
 def _card(trained: Trained, library: str, base: str | None, loading: str) -> str:
     about = trained.about
-    paper = (inspect.getdoc(inspect.getmodule(type(trained.method))) or "").partition("\n\n")[0]
+    paper = (inspect.getdoc(inspect.getmodule(type(trained.method))) or "").partition("\n")[0]
     settings = {key: value for key, value in about["config"]["method"].items() if key != "version"}
     commit = (about["git"]["commit"] or "unknown") + (" with local changes" if about["git"]["dirty"] else "")
     rows = {
-        "method": " ".join(paper.split()),
+        "method": paper,
         "settings": ", ".join(f"{key} {value}" for key, value in settings.items()),
         "backbone": f"{about['model']['name']}, weights sha256 {about['model']['sha256']}",
         "task": about["choices"]["task"],

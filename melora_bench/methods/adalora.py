@@ -1,6 +1,7 @@
 """AdaLoRA: adaptive budget allocation. Zhang et al., ICLR 2023. https://arxiv.org/abs/2303.10512"""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,8 @@ class AdaLoRALayer(FactoredLayer):
     def orthogonality(self) -> Tensor:
         """(2, R): ||P^T P - I||_F and ||Q Q^T - I||_F."""
         grams = torch.stack([self.P.mT @ self.P, self.Q @ self.Q.mT])
-        return (grams - torch.eye(self.E.shape[1], device=self.E.device)).flatten(2).norm(dim=2)
+        norms: Tensor = (grams - torch.eye(self.E.shape[1], device=self.E.device)).flatten(2).norm(dim=2)
+        return norms
 
 
 @dataclass(kw_only=True)
@@ -107,14 +109,14 @@ class AdaLoRA(Method):
         for name, mask in self.pruned.items():
             layers[name].E.masked_fill_(mask, 0.0)
 
-    def report(self, replica: int) -> dict:
+    def report(self, replica: int) -> dict[str, Any]:
         layers = self.layers_of(AdaLoRALayer)
         return {"ranks": {name: int(layer.E[replica].count_nonzero()) for name, layer in layers.items()}}
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         return {"means": self.means, "spreads": self.spreads, "pruned": self.pruned}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         device = next(iter(self.layers_of(AdaLoRALayer).values())).E.device
         for key, tensors in state.items():
             setattr(self, key, {name: value.to(device) for name, value in tensors.items()})

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -47,12 +47,12 @@ class Method:
             model.set_submodule(name, layer)
         self.layers = layers
 
-    def param_groups(self, adapters: dict[str, nn.Parameter], lr: float) -> list[dict]:
+    def param_groups(self, adapters: dict[str, nn.Parameter], lr: float) -> list[dict[str, Any]]:
         """The optimizer's groups of the trained tensors outside the head, given by name (LoRA+ has two rates). The
         first group's rate is the one that records show."""
         return [{"params": list(adapters.values()), "lr": lr}]
 
-    def before_training(self, steps: Iterator[dict], loss: Callable[[dict], Tensor]) -> None:
+    def before_training(self, steps: Iterator[dict[str, Tensor]], loss: Callable[[dict[str, Tensor]], Tensor]) -> None:
         """Once, before the first step of a run that was not resumed, in evaluation mode (for initial values from data).
 
         steps: the batches of the first epoch's optimizer steps, each whole, whatever accumulation and processes are.
@@ -76,11 +76,11 @@ class Method:
         may."""
         return 0
 
-    def after_training(self, evaluate: Callable[[], list[dict | None]]) -> None:
+    def after_training(self, evaluate: Callable[[], list[dict[str, Any] | None]]) -> None:
         """Once, after the last step; `evaluate()` scores each replica as the layers stand (DyLoRA scores every
         rank)."""
 
-    def report(self, replica: int) -> dict:
+    def report(self, replica: int) -> dict[str, Any]:
         """What to store in a replica's record after each epoch (the ranks in use, say)."""
         return {}
 
@@ -98,11 +98,11 @@ class Method:
             raise TypeError(f"{name} is a {type(self.layers[name]).__name__}, not a {kind.__name__}")
         return layers
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """What neither the model nor the optimizer holds, for the checkpoint."""
         return {}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
 
     def require_form(self, *forms: Form) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ class DeltaLoRALayer(LoRALayer):
     B_K: Tensor
     moved: Tensor
 
-    def __init__(self, base: nn.Linear, replicas: int, **options) -> None:
+    def __init__(self, base: nn.Linear, replicas: int, **options: Any) -> None:
         super().__init__(base, replicas, **options)
         self.register_buffer("A_K", torch.zeros_like(self.A))
         self.register_buffer("B_K", torch.zeros_like(self.B))
@@ -89,5 +90,5 @@ class DeltaLoRA(LoRA):
             for layer in self.layers_of(DeltaLoRALayer).values():
                 layer.start(self.delta_ratio)
 
-    def report(self, replica: int) -> dict:
+    def report(self, replica: int) -> dict[str, Any]:
         return {"start_step": self.start_at}

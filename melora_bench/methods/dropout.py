@@ -2,6 +2,8 @@
 element."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +15,16 @@ class Dropout(nn.Dropout):
     Draws come from torch's default generator of the input's device. Raises ValueError for p outside 0 to 1.
     """
 
+    __call__: Callable[..., Tensor]
+
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
         if x.device.type != "cpu" or self.p == 1 or torch.compiler.is_compiling():
             return super().forward(x)
-        return _Dropped.apply(x, self.p)
+        # torch gives `apply` no types.
+        dropped: Tensor = _Dropped.apply(x, self.p)  # type: ignore[no-untyped-call]
+        return dropped
 
 
 def replace_dropouts(model: nn.Module) -> None:
@@ -33,14 +39,14 @@ class _Dropped(torch.autograd.Function):
     element."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, p: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
         places = _places(x.numel(), p)
         ctx.save_for_backward(places)
         ctx.scale = 1 / (1 - p)
         return _drop(x, places, ctx.scale)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (places,) = ctx.saved_tensors
         return _drop(grad, places, ctx.scale), None
 

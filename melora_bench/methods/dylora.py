@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ class DyLoRALayer(LoRALayer):
     drawn: Tensor | None = None  # (R,)
     scored: Tensor | None = None  # (R,); None: r
 
-    def __init__(self, base: nn.Linear, replicas: int, *, frozen: bool, **options) -> None:
+    def __init__(self, base: nn.Linear, replicas: int, *, frozen: bool, **options: Any) -> None:
         super().__init__(base, replicas, **options)
         self.frozen = frozen
 
@@ -62,7 +63,7 @@ class DyLoRA(LoRA):
 
     frozen: bool
     seeds: list[int] = field(default_factory=list, init=False, repr=False)
-    by_rank: dict[int, list[dict | None]] = field(default_factory=dict, init=False, repr=False)
+    by_rank: dict[int, list[dict[str, Any] | None]] = field(default_factory=dict, init=False, repr=False)
 
     def make_layer(self, base: nn.Linear, replicas: int) -> DyLoRALayer:
         options = {"r": self.r, "alpha": self.alpha, "lora_dropout": self.lora_dropout, "init": self.init_a}
@@ -78,13 +79,13 @@ class DyLoRA(LoRA):
         for layer in self.layers_of(DyLoRALayer).values():
             layer.draw(ranks)
 
-    def after_training(self, evaluate: Callable[[], list[dict | None]]) -> None:
+    def after_training(self, evaluate: Callable[[], list[dict[str, Any] | None]]) -> None:
         for rank in range(1, self.r + 1):
             self._score(self._on_device([rank] * len(self.seeds)))
             self.by_rank[rank] = evaluate()
         self._score(None)
 
-    def report(self, replica: int) -> dict:
+    def report(self, replica: int) -> dict[str, Any]:
         scores = {rank: found[replica] for rank, found in self.by_rank.items()}
         return {"metrics_by_rank": {rank: one and one["metrics"] for rank, one in scores.items()}} if scores else {}
 

@@ -107,7 +107,8 @@ class AdapterLayer(Replicated):
 
     def singular_values(self, replica: int) -> Tensor:
         """(min(d_out, d_in),): those of one replica's update."""
-        return torch.linalg.svdvals(self.delta_weight()[replica].detach().double())
+        values: Tensor = torch.linalg.svdvals(self.delta_weight()[replica].detach().double())
+        return values
 
     def load_lora_factors(self, replica: int, B: Tensor, A: Tensor) -> None:
         """Start one replica at the update B A, the scale folded in; raises ValueError where this form cannot hold
@@ -140,7 +141,8 @@ class FactoredLayer(AdapterLayer):
     def singular_values(self, replica: int) -> Tensor:
         """(k,): those of one replica's update, from its factors alone: no (d_out, d_in) matrix is made."""
         B, A = (factor[replica].detach().double() for factor in self.lora_factors())
-        return torch.linalg.svdvals(torch.linalg.qr(B).R @ torch.linalg.qr(A.mT).R.mT)
+        values: Tensor = torch.linalg.svdvals(torch.linalg.qr(B).R @ torch.linalg.qr(A.mT).R.mT)
+        return values
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

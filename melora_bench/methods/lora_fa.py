@@ -1,6 +1,7 @@
 """LoRA-FA: LoRA with A frozen. Zhang et al., 2023. https://arxiv.org/abs/2308.03303"""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -10,7 +11,7 @@ from melora_bench.methods.lora import LoRA, LoRALayer
 class LoRAFALayer(LoRALayer):
     """A LoRA layer whose A (R, r, d_in) is frozen."""
 
-    def __init__(self, base: nn.Linear, replicas: int, **options) -> None:
+    def __init__(self, base: nn.Linear, replicas: int, **options: Any) -> None:
         super().__init__(base, replicas, **options)
         self.A.requires_grad_(False)
 

@@ -1,7 +1,7 @@
-"""LoRA+: Efficient Low Rank Adaptation of Large Models. Hayou, Ghosh and Yu, ICML 2024.
-https://arxiv.org/abs/2402.12354"""
+"""LoRA+: Efficient Low Rank Adaptation of Large Models. Hayou, Ghosh and Yu, ICML 2024. https://arxiv.org/abs/2402.12354"""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -27,6 +27,6 @@ class LoRAPlus(LoRA):
         super().__post_init__()
         require_positive(**{"method.lr_ratio": self.lr_ratio})
 
-    def param_groups(self, adapters: dict[str, nn.Parameter], lr: float) -> list[dict]:
+    def param_groups(self, adapters: dict[str, nn.Parameter], lr: float) -> list[dict[str, Any]]:
         A, B = ([value for name, value in adapters.items() if name.endswith(f".{part}")] for part in "AB")
         return [{"params": A, "lr": lr}, {"params": B, "lr": lr * self.lr_ratio}]

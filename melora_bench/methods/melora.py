@@ -1,6 +1,7 @@
 """MELoRA: Mini-Ensemble Low-Rank Adapters. Ren et al., ACL 2024. https://arxiv.org/abs/2402.17263 (eq. 5)"""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,5 +75,5 @@ class MELoRA(Method):
             base, replicas, r=self.r, n=self.n, alpha=self.alpha, lora_dropout=self.lora_dropout, init=self.init_a
         )
 
-    def report(self, replica: int) -> dict:
+    def report(self, replica: int) -> dict[str, Any]:
         return {"equivalent_rank": self.n * self.r, "scaling": self.alpha / self.r}

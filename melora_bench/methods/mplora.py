@@ -18,7 +18,7 @@ def path_overlap(B: Tensor, n: int, norm: str) -> Tensor:
     stacked = paths.permute(0, 2, 1, 3).flatten(2)  # (R, d_out / n, n r)
     gram = (stacked.mT @ stacked).unflatten(2, (n, -1)).unflatten(1, (n, -1))  # (R, n, r, n, r): every B_i^T B_j
     size = gram.square() if norm == "squared_frobenius" else gram.abs()
-    pairs = size.sum((2, 4))  # (R, n, n)
+    pairs: Tensor = size.sum((2, 4))  # (R, n, n)
     return pairs.triu(diagonal=1).sum((1, 2))
 
 

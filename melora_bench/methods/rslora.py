@@ -1,8 +1,8 @@
-"""rsLoRA: a rank stabilization scaling factor for fine-tuning with LoRA. Kalajdzievski, 2023.
-https://arxiv.org/abs/2312.03732"""
+"""rsLoRA: a rank stabilization scaling factor for fine-tuning with LoRA. Kalajdzievski, 2023. https://arxiv.org/abs/2312.03732"""
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -12,7 +12,7 @@ from melora_bench.methods.lora import LoRA, LoRALayer
 class RSLoRALayer(LoRALayer):
     """h = W x + s B A drop(x), A (R, r, d_in), B (R, d_out, r), s = alpha / sqrt(r); B starts at 0."""
 
-    def __init__(self, base: nn.Linear, replicas: int, *, r: int, alpha: float, **options) -> None:
+    def __init__(self, base: nn.Linear, replicas: int, *, r: int, alpha: float, **options: Any) -> None:
         super().__init__(base, replicas, r=r, alpha=alpha, **options)
         self.scaling = alpha / math.sqrt(r)
 

@@ -1,6 +1,7 @@
 """Share-LoRA: one A, n full-size B_i, summed. MPLoRA paper (NeurIPS 2024 workshop FITML), eq. 3 and Table 1."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from melora_bench.methods.mplora import path_overlap
 class ShareLoRALayer(LoRALayer):
     """h = W x + sum_i s B_i A drop_i(x), i = 1..n; A (R, r, d_in) shared, B (R, n, d_out, r); B starts at 0."""
 
-    def __init__(self, base: nn.Linear, replicas: int, *, n: int, path_dropout: str, **options) -> None:
+    def __init__(self, base: nn.Linear, replicas: int, *, n: int, path_dropout: str, **options: Any) -> None:
         super().__init__(base, replicas, **options)
         self.B = nn.Parameter(torch.zeros(replicas, n, *self.B.shape[1:]))
         self.path_dropout = path_dropout
@@ -59,7 +60,7 @@ class ShareLoRA(LoRA):
         options = {"r": self.r, "alpha": self.alpha, "lora_dropout": self.lora_dropout, "init": self.init_a}
         return ShareLoRALayer(base, replicas, n=self.n, path_dropout=self.path_dropout, **options)
 
-    def report(self, replica: int) -> dict:
+    def report(self, replica: int) -> dict[str, Any]:
         """The number of paths that differ by more than rounding, in the layer where they are most."""
         matrices = [layer.B[replica].detach().flatten(1) for layer in self.layers_of(ShareLoRALayer).values()]
         rounded = [(paths / paths.abs().max().clamp(min=1e-9) * 1e3).round() for paths in matrices]

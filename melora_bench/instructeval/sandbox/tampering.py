@@ -16,8 +16,8 @@ ORDINARY = set(
 )
 REACHING = set(  # the interpreter's frames and objects, and other names' values
     """f_back f_builtins f_code f_globals f_locals f_trace tb_frame tb_next gi_frame cr_frame ag_frame _getframe
-    _current_frames currentframe exc_info settrace setprofile get_objects get_referrers get_referents modules globals vars
-    setattr delattr""".split()
+    _current_frames currentframe exc_info settrace setprofile get_objects get_referrers get_referents modules globals
+    vars setattr delattr""".split()
 )
 MODULES = {"__main__", "_ctypes", "builtins", "ctypes", "gc", "importlib", "inspect", "socket"}
 REBOUND = {"check", *dir(builtins)}
