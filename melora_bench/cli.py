@@ -47,8 +47,8 @@ def usage() -> str:
 
 
 def complete(arguments: list[str]) -> int:
-    """What Hydra's shell completion asks for: its functions for the shell, and the words that may follow a command
-    line."""
+    """What Hydra's shell completion asks for: its functions for the shell,
+    and the words that may follow a command line."""
     _, *words = os.environ.get("COMP_LINE", "").split() or [""]
     begun = len(words) > 1 or os.environ.get("COMP_LINE", "").endswith(" ")
     if not any(argument.startswith("query=") for argument in arguments):

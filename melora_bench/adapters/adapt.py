@@ -1,5 +1,5 @@
-"""Any torch model with linear layers under a method, in a training loop of your own: without Hydra, records or our
-trainer."""
+"""Any torch model with linear layers under a method, in a training loop of your own:
+without Hydra, records or our trainer."""
 
 import difflib
 from dataclasses import dataclass

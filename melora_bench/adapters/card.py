@@ -51,8 +51,8 @@ def reads_means(trained: Trained) -> bool:
 
 
 def picks_first_token(head: nn.Module) -> bool:
-    """Whether a head takes (rows, tokens, width) and picks the first token itself, as RoBERTa's does; one linear layer
-    reads (rows, width)."""
+    """Whether a head takes (rows, tokens, width) and picks the first token itself, as RoBERTa's does;
+    one linear layer reads (rows, width)."""
     return any(True for _ in head.children())
 
 
@@ -91,8 +91,8 @@ library_name: {library}{base_model}
 
 
 def _mean_code(trained: Trained, plain: str) -> str:
-    """Python of the card that calls the head of the model `plain` on means; empty where the head reads what it always
-    does."""
+    """Python of the card that calls the head of the model `plain` on means;
+    empty where the head reads what it always does."""
     if not reads_means(trained):
         return ""
     value = "means"

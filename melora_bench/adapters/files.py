@@ -1,5 +1,5 @@
-"""Adapter files: what training made of one seed, by tensor name, and the file's own account of the run that it is
-of."""
+"""Adapter files: what training made of one seed, by tensor name,
+and the file's own account of the run that it is of."""
 
 import contextlib
 import json
@@ -63,8 +63,8 @@ def head_tensors(model: nn.Module) -> set[str]:
 
 
 def param_groups(model: nn.Module, method: Method, lr: float, head_lr: float) -> list[dict[str, Any]]:
-    """Groups for a torch optimizer, none of them empty: the adapters as the method wants them (LoRA+ has two rates),
-    then the head."""
+    """Groups for a torch optimizer, none of them empty:
+    the adapters as the method wants them (LoRA+ has two rates), then the head."""
     params, in_head = trainable(model), head_tensors(model)
     adapters = {name: value for name, value in params.items() if name not in in_head}
     heads = [value for name, value in params.items() if name in in_head]
@@ -93,8 +93,8 @@ def save_adapter(path: Path, model: nn.Module, replica: int, about: dict) -> Non
 
 
 def about(path: Path) -> dict:
-    """The account that `save_adapter` stored; {} for a file from elsewhere. Raises ValueError for an unreadable
-    file."""
+    """The account that `save_adapter` stored; {} for a file from elsewhere.
+    Raises ValueError for an unreadable file."""
     with _opened(path) as file:
         return json.loads((file.metadata() or {}).get("melora_bench", "{}"))
 

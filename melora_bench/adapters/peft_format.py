@@ -1,5 +1,5 @@
-"""Between our layers and the folders of PEFT LoRA adapters: exact, for methods whose update is a product of two
-factors."""
+"""Between our layers and the folders of PEFT LoRA adapters:
+exact, for methods whose update is a product of two factors."""
 
 import json
 import re
@@ -68,8 +68,8 @@ def read(folder: Path) -> tuple[dict, dict[str, Tensor]]:
 
 
 def load_peft(layers: dict[str, AdapterLayer], head: str | list[str], replica: int, folder: Path) -> None:
-    """Start one replica at a PEFT LoRA adapter's update. Raises ValueError for a folder that is none, or does not
-    fit."""
+    """Start one replica at a PEFT LoRA adapter's update. Raises ValueError for a folder that is none,
+    or does not fit."""
     config, tensors = read(folder)
     try:
         from_peft(config, tensors, layers, replica, head)

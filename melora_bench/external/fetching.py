@@ -13,8 +13,8 @@ def may_fetch() -> bool:
 
 @contextlib.contextmanager
 def nothing_fetched() -> Iterator[None]:
-    """Inside, what is not on the disk is refused: to look whether work was done needs no network, and waits for
-    none."""
+    """Inside, what is not on the disk is refused: to look whether work was done needs no network,
+    and waits for none."""
     token = _allowed.set(False)
     try:
         yield

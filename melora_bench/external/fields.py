@@ -83,8 +83,8 @@ def check_fields(cls: type, values: dict, place: str) -> None:
 
 
 def _check(key: str, value: Any, wanted: Any) -> None:
-    """Raises ValueError for a value that is not what its field wants; rules are asked first, as their words say
-    more."""
+    """Raises ValueError for a value that is not what its field wants; rules are asked first,
+    as their words say more."""
     if typing.get_origin(wanted) is Annotated:
         wanted, *rules = typing.get_args(wanted)
         for rule in rules:

@@ -1,5 +1,5 @@
-"""Files of a hub's repositories, through the hub's own cache (HF_HOME), and what a person can do when they cannot be
-had."""
+"""Files of a hub's repositories, through the hub's own cache (HF_HOME),
+and what a person can do when they cannot be had."""
 
 import textwrap
 import time

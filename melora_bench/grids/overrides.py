@@ -1,5 +1,5 @@
-"""What the `key=value` arguments of a command line mean beside a table: each selects points of its grid, or changes
-them."""
+"""What the `key=value` arguments of a command line mean beside a table: each selects points of its grid,
+or changes them."""
 
 from dataclasses import dataclass
 

@@ -1,5 +1,5 @@
-"""What a grid will cost before it runs: points done and missing, steps, tokens, and hours on this device from a
-probe."""
+"""What a grid will cost before it runs: points done and missing, steps, tokens,
+and hours on this device from a probe."""
 
 import time
 from dataclasses import dataclass

@@ -1,5 +1,5 @@
-"""Dataclasses whose fields are the keys of a YAML: unknown keys are refused, and the comment above a field documents
-it."""
+"""Dataclasses whose fields are the keys of a YAML: unknown keys are refused,
+and the comment above a field documents it."""
 
 import dataclasses
 import difflib
@@ -35,8 +35,8 @@ def unknown(name: object, known: Iterable[str]) -> str:
 
 
 def documented(cls: type) -> dict[str, str]:
-    """{field: the comment above it} of a dataclass, in the order of its fields. A field without a comment is
-    missing."""
+    """{field: the comment above it} of a dataclass, in the order of its fields.
+    A field without a comment is missing."""
     above = re.compile(r"((?:^ +# .*\n)+)^ +(\w+): ", re.MULTILINE)
     comments = {
         name: re.sub(r"^ +# ", "", text, flags=re.MULTILINE) for text, name in above.findall(inspect.getsource(cls))

@@ -1,5 +1,5 @@
-"""What a table's YAML (configs/table/NAME.yaml) can say: its rows, tasks and figures. docs/tables.md is written from
-here."""
+"""What a table's YAML (configs/table/NAME.yaml) can say: its rows, tasks and figures.
+docs/tables.md is written from here."""
 
 from collections import Counter
 from collections.abc import Mapping

@@ -1,5 +1,5 @@
-"""What a model wrote, subject by subject on the disk: a start that was interrupted goes on behind the last whole
-subject."""
+"""What a model wrote, subject by subject on the disk:
+a start that was interrupted goes on behind the last whole subject."""
 
 import dataclasses
 import gzip

@@ -1,5 +1,5 @@
-"""What a model writes after each of many prompts: greedy, or sampled so that neither batch nor order changes the
-draw."""
+"""What a model writes after each of many prompts: greedy,
+or sampled so that neither batch nor order changes the draw."""
 
 import contextlib
 import hashlib

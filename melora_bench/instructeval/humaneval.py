@@ -1,5 +1,5 @@
-"""HumanEval, Chen et al. 2021, https://arxiv.org/abs/2107.03374: 164 Python functions to complete, judged by their
-tests."""
+"""HumanEval, Chen et al. 2021, https://arxiv.org/abs/2107.03374:
+164 Python functions to complete, judged by their tests."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

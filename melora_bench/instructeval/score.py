@@ -91,8 +91,8 @@ def _cross_check(config: ScoreConfig, choices: dict, benchmark: Benchmark) -> No
 
 
 def _recorded(point: ScorePoint, read: Callable[[], Questions]) -> Path | None:
-    """The record of one score, made unless it is there; None while another process makes it. `read` reads the
-    questions."""
+    """The record of one score, made unless it is there; None while another process makes it.
+    `read` reads the questions."""
     label, path = point.benchmark.label, point.record
     with claimed(point.lock) as free:
         if path.exists():
@@ -148,8 +148,8 @@ def _say(record: RunRecord, point: ScorePoint) -> None:
 
 
 def _check_inputs(path: Path, read: Callable[[], Questions], scored: Scored) -> None:
-    """Raises ValueError for a record of other questions, weights or adapters than those at hand, which its hash does
-    not see."""
+    """Raises ValueError for a record of other questions, weights or adapters than those at hand,
+    which its hash does not see."""
     here = at_hand("questions", lambda: of_data({"test": [read().origin["sha256"]]}))
     here |= at_hand("weights", lambda: of_model(scored.origin()) | of_start(scored.init_from))
     if differing := difference(inputs_of_record(records.load(path)), here):

@@ -47,8 +47,8 @@ def summarise(average: str, rows: Rows) -> Summary:
 
 
 def averages_of(average: str, rows: Rows) -> tuple[dict, dict[str, dict]]:
-    """({score: its average}, {subject: questions and averages}) of the scores that rows have; None where a row's is
-    None."""
+    """({score: its average}, {subject: questions and averages}) of the scores that rows have;
+    None where a row's is None."""
     everything = [row for each in rows.values() for row in each]
     keys = [key for key in SCORES if any(key in row for row in everything)]
     means = {name: {key: _mean(key, each) for key in keys} for name, each in rows.items()}

@@ -44,8 +44,8 @@ def freeze(model: nn.Module, head: str | list[str], seeds: list[int]) -> None:
 
 
 def target_linears(model: nn.Module, targets: list[str], head: str | list[str] = "") -> list[tuple[str, nn.Linear]]:
-    """The linear layers outside the head whose dotted name ends in one of `targets`. Raises ValueError for a target
-    that finds none."""
+    """The linear layers outside the head whose dotted name ends in one of `targets`.
+    Raises ValueError for a target that finds none."""
     if isinstance(targets, str):
         raise ValueError(f"method.target_modules={targets} must be a list: [{targets}]")
     linears = [(name, base) for name, base in _linears(model) if not is_below(name, head_names(head))]

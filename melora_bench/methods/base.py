@@ -72,8 +72,8 @@ class Method:
 
     @property
     def selectable_from(self) -> int:
-        """The number of finished steps from which on an evaluation may be chosen as the best. The last one always
-        may."""
+        """The number of finished steps from which on an evaluation may be chosen as the best.
+        The last one always may."""
         return 0
 
     def after_training(self, evaluate: Callable[[], list[dict[str, Any] | None]]) -> None:

@@ -1,5 +1,5 @@
-"""Dropout of adapters and backbones: torch's own on a GPU; on a CPU, where draws are dear, one draw per dropped
-element."""
+"""Dropout of adapters and backbones: torch's own on a GPU; on a CPU, where draws are dear,
+one draw per dropped element."""
 
 import math
 from collections.abc import Callable
@@ -35,8 +35,8 @@ def replace_dropouts(model: nn.Module) -> None:
 
 
 class _Dropped(torch.autograd.Function):
-    """The places of the dropped elements are kept for the backward pass, where nn.Dropout keeps a number for every
-    element."""
+    """The places of the dropped elements are kept for the backward pass,
+    where nn.Dropout keeps a number for every element."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:

@@ -111,8 +111,8 @@ class AdapterLayer(Replicated):
         return values
 
     def load_lora_factors(self, replica: int, B: Tensor, A: Tensor) -> None:
-        """Start one replica at the update B A, the scale folded in; raises ValueError where this form cannot hold
-        it."""
+        """Start one replica at the update B A, the scale folded in;
+        raises ValueError where this form cannot hold it."""
         raise ValueError(f"{type(self).__name__} cannot start from another method's factors")
 
     def merged(self, replica: int) -> nn.Linear:

@@ -1,5 +1,5 @@
-"""What every backbone shares: where its checkpoint comes from, how the checkpoint is loaded, and what a record says of
-it."""
+"""What every backbone shares: where its checkpoint comes from, how the checkpoint is loaded,
+and what a record says of it."""
 
 import contextlib
 import functools

@@ -12,8 +12,8 @@ GROUPS = 8  # of rows of like length, where attention is computed in groups
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Where the rows of R streams lie. Token t of stream k has the number k * T + t; each stream's last token is
-    filler."""
+    """Where the rows of R streams lie. Token t of stream k has the number k * T + t;
+    each stream's last token is filler."""
 
     first: Tensor  # (rows,) the number of each row's first token; rows of replica 0, then of replica 1, ..
     lengths: Tensor  # (rows + R,) of all rows, and after each replica's of its filler

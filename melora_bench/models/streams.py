@@ -24,8 +24,8 @@ ATTENTION = "melora_bench_rows"
 
 
 class _Move(torch.autograd.Function):
-    """x[there]; the gradient is grad[back]. Where `there` repeats a token, or `back` a slot, the gradients there are
-    0."""
+    """x[there]; the gradient is grad[back]. Where `there` repeats a token,
+    or `back` a slot, the gradients there are 0."""
 
     @staticmethod
     def forward(ctx, x: Tensor, there: Tensor, back: Tensor) -> Tensor:
@@ -48,8 +48,8 @@ def attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: (R, heads, T, width) each -> (R, T, heads, width). Without `rows` it is
-    sdpa."""
+    """transformers' attention interface: (R, heads, T, width) each -> (R, T, heads, width).
+    Without `rows` it is sdpa."""
     if rows is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options

@@ -15,8 +15,8 @@ PATHS = {("data", "root"), ("backbone", "path")}
 
 
 def identity(config: dict[str, Any], *trail: str) -> dict[str, Any]:
-    """The resolved config without what is not part of a run's identity; records store it and `config_hash` hashes
-    it."""
+    """The resolved config without what is not part of a run's identity;
+    records store it and `config_hash` hashes it."""
     left_out = NOT_IDENTITY | {key for key in UNLESS_SET if config.get(key) is None}
     kept = {key: value for key, value in config.items() if key not in left_out and (*trail, key) not in PATHS}
     return {key: identity(value, *trail, key) if isinstance(value, dict) else value for key, value in kept.items()}

@@ -163,8 +163,8 @@ def best_entry(epochs: list[dict[str, Any]], metric: str) -> dict[str, Any]:
 
 
 def selectable(epochs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The entries that may be chosen as the best: a method may rule out the first of them. All, where it ruled out
-    all."""
+    """The entries that may be chosen as the best: a method may rule out the first of them.
+    All, where it ruled out all."""
     return [entry for entry in epochs if entry.get("selectable", True)] or epochs
 
 

@@ -104,8 +104,8 @@ def _noise(scores: np.ndarray) -> str:
 
 
 def _gap(table: tuple[str, str], cell: tuple[str, str, str]) -> float:
-    """A cell minus LoRA's: its average in that table, or else the mean of its cells of those tasks in the paper's Table
-    2."""
+    """A cell minus LoRA's: its average in that table,
+    or else the mean of its cells of those tasks in the paper's Table 2."""
     cells, (paper, _) = published.index(*table), table
     others = [found.value for (method, _, task), found in cells.items() if method == "lora" and task == cell[2]]
     if not others:

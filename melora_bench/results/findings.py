@@ -1,5 +1,5 @@
-"""What we found on the way: each finding is measured when it is written, and names the test that shows it. It takes
-torch."""
+"""What we found on the way: each finding is measured when it is written, and names the test that shows it.
+It takes torch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -69,8 +69,8 @@ def facts(cls: type[Method]) -> dict[str, str]:
 
 
 def formula(method: Method, layer: nn.Module | None) -> str:
-    """The first sentence that begins with `h =`, of the method's docstring or of its layer's. Raises ValueError
-    without."""
+    """The first sentence that begins with `h =`, of the method's docstring or of its layer's.
+    Raises ValueError without."""
     for text in (inspect.getdoc(method) or "", inspect.getdoc(type(layer)) or ""):
         found = re.search(r"\bh = .*?(?=\.( |$)|$)", " ".join(text.split()))
         if found:

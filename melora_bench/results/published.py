@@ -1,5 +1,5 @@
-"""The papers' own numbers, transcribed with their source into results/published/<paper>.csv, one row per printed
-cell."""
+"""The papers' own numbers, transcribed with their source into results/published/<paper>.csv,
+one row per printed cell."""
 
 from dataclasses import dataclass
 from pathlib import Path

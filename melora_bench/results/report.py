@@ -66,8 +66,8 @@ class _Contents:
 
 
 def _read(results: Path) -> _Contents:
-    """Raises ValueError for a bad record of a table's own experiment; another experiment is left out, with a
-    warning."""
+    """Raises ValueError for a bad record of a table's own experiment;
+    another experiment is left out, with a warning."""
     names = sorted(options("table"))
     own = {load_table(name).experiment for name in names}
     of_table = {experiment: name for name in names for experiment in experiments(name, results)}

@@ -12,8 +12,8 @@ def run(**settings: object) -> Records:
     settings: keys of configs/train.yaml with their values; one with a dot goes into a mapping, as in
     `run(method="melora", task="movie", seeds=[0, 1], **{"method.n": 4})`.
 
-    Raises ValueError for a setting that there is not or that no run can have, and RunError, of one line, for a seed that fails
-    or whose record is that of another run.
+    Raises ValueError for a setting that there is not or that no run can have, and RunError, of one line, for a seed
+    that fails or whose record is that of another run.
     """
     from hydra.errors import HydraException
 

@@ -99,8 +99,8 @@ def _paper(row: dict[str, TableLine]) -> str:
 
 
 def estimate_titles(table: Table) -> dict[str, str]:
-    """The estimates that say different things of a table. A model that is scored once, after training, has no last
-    epoch."""
+    """The estimates that say different things of a table.
+    A model that is scored once, after training, has no last epoch."""
     if not table.trained_on:
         return ESTIMATES
     return {

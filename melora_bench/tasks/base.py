@@ -27,8 +27,8 @@ class Source(Protocol):
         """The files of one split of a text task; of a folder, perhaps none."""
 
     def single_file(self, name: str, repo: str, revision: str) -> tuple[Path, dict[str, Any]]:
-        """The one file of rows of the task `name`, and what to record of its origin. `repo` and `revision` are the
-        hub's."""
+        """The one file of rows of the task `name`, and what to record of its origin.
+        `repo` and `revision` are the hub's."""
 
     def benchmark_folder(self) -> str | None:
         """The folder with one folder per benchmark; None: each benchmark has a repository of its own on the hub."""

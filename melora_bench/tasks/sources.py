@@ -1,5 +1,5 @@
-"""Where the rows of a task come from: a hub repository, a folder, or the package index. All end as files in a
-folder."""
+"""Where the rows of a task come from: a hub repository, a folder, or the package index.
+All end as files in a folder."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,8 +46,8 @@ class LocalData:
         return self.root
 
     def single_file(self, name: str, repo: str, revision: str) -> tuple[Path, dict[str, Any]]:
-        """The one file of rows in `root` or `root/<name>`, and what to record of it. Raises ValueError unless it is
-        one."""
+        """The one file of rows in `root` or `root/<name>`, and what to record of it.
+        Raises ValueError unless it is one."""
         if not self.root:
             raise ValueError("data=local needs data.root=FILE or DIR with one .json, .jsonl or .parquet, plain or .gz")
         root = Path(self.root)
@@ -71,8 +71,8 @@ class HubData:
     commit: str | None = field(default=None, init=False)  # of the first split: a branch may move before the second
 
     def split_files(self, task: str, split: str) -> Files:
-        """All parts of one split; the commit that `revision` resolved to is recorded. Raises ValueError without the
-        hub."""
+        """All parts of one split; the commit that `revision` resolved to is recorded.
+        Raises ValueError without the hub."""
         if task in GROUND_TRUTH:
             raise ValueError(f"task={task} is not in {self.repo}: use data=embedded")
         patterns, revision = [f"{task}/{split}-*.parquet"], self.commit or self.revision

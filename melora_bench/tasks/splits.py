@@ -89,8 +89,8 @@ def tokenise(
 
 
 def _stored(place: tuple[str, str], rows: int) -> dict[str, np.ndarray] | None:
-    """The arrays of the token cache; None if they are not there, or, with a warning, if they cannot be what was
-    stored."""
+    """The arrays of the token cache; None if they are not there,
+    or, with a warning, if they cannot be what was stored."""
     try:
         path = cache_dir().joinpath(*place)
         with np.load(path) as file:  # a zip archive: each array has a checksum

@@ -1,5 +1,5 @@
-"""From a point to what its training is made of: accelerator, backbone, task, method and trainer, ready for the first
-step."""
+"""From a point to what its training is made of:
+accelerator, backbone, task, method and trainer, ready for the first step."""
 
 import gc
 import time
@@ -133,8 +133,8 @@ def _accelerator(config: RunConfig) -> Accelerator:
 
 
 def _model(config: RunConfig, backbone: Backbone, task: Task) -> PreTrainedModel:
-    """The backbone's model. Raises ValueError for weights that the precision does not go with, and for texts too
-    long."""
+    """The backbone's model. Raises ValueError for weights that the precision does not go with,
+    and for texts too long."""
     model = backbone.model(task.num_labels)
     check_dtype(model, config.precision)
     replace_dropouts(model)

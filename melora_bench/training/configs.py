@@ -103,8 +103,8 @@ class RunConfig:
 
 
 def compose_run(overrides: list[str]) -> tuple[DictConfig, dict]:
-    """The config of a command line as scripts/train.py sees it, and the options of its groups; inside a command of
-    Hydra's too."""
+    """The config of a command line as scripts/train.py sees it, and the options of its groups;
+    inside a command of Hydra's too."""
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:

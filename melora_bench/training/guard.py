@@ -1,5 +1,5 @@
-"""What keeps the replicas of a packed run apart: gradients are clipped per replica, and one that goes bad stops
-alone."""
+"""What keeps the replicas of a packed run apart: gradients are clipped per replica,
+and one that goes bad stops alone."""
 
 from typing import cast
 
@@ -32,8 +32,8 @@ class ReplicaGuard:
             self.failed_at[replica] = step
 
     def clip(self, optimizer) -> None:
-        """Scale each replica's gradient to at most `max_norm`; a stopped replica's to 0 before fp16's overflow
-        check."""
+        """Scale each replica's gradient to at most `max_norm`;
+        a stopped replica's to 0 before fp16's overflow check."""
         dead = self.failed_at >= 0
         grads = [cast(Tensor, param.grad).view(len(dead), -1) for param in self.params]
         if self.accelerator.num_processes > 1:

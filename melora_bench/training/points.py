@@ -49,8 +49,8 @@ class Point:
 
     @property
     def label(self) -> str:
-        """What a person calls the point: task, method, and the settings that set it apart, as in "mrpc melora n=4
-        r=2"."""
+        """What a person calls the point: task, method, and the settings that set it apart,
+        as in "mrpc melora n=4 r=2"."""
         shown = [f"{key.removeprefix('method.')}={self._value(key)}" for key in self._settings()]
         return " ".join([self.choices["task"], self.choices["method"], *shown])
 

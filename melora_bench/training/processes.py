@@ -11,8 +11,8 @@ INTERRUPTED = 130  # what a shell reports of a command that Ctrl-C ended
 
 
 def count() -> int:
-    """How many processes the launcher started for one run. Without a launcher: 1, whatever RANK an earlier one left
-    behind."""
+    """How many processes the launcher started for one run. Without a launcher:
+    1, whatever RANK an earlier one left behind."""
     return int(os.environ.get("WORLD_SIZE") or 1)
 
 

@@ -1,5 +1,5 @@
-"""What a packed run leaves behind: each seed's adapters after every evaluation, its record, and one line that sums it
-up."""
+"""What a packed run leaves behind: each seed's adapters after every evaluation, its record,
+and one line that sums it up."""
 
 import logging
 from pathlib import Path

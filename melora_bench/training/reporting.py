@@ -1,5 +1,5 @@
-"""How a run that fails is reported: one line, logged; the same and where it failed in error.txt; an exit code other
-than 0."""
+"""How a run that fails is reported: one line, logged; the same and where it failed in error.txt;
+an exit code other than 0."""
 
 import contextlib
 import logging

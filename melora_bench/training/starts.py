@@ -1,5 +1,5 @@
-"""Where training starts when it does not start afresh: at an earlier run's adapters, or at a PEFT LoRA adapter's
-update."""
+"""Where training starts when it does not start afresh: at an earlier run's adapters,
+or at a PEFT LoRA adapter's update."""
 
 import logging
 from pathlib import Path
@@ -93,8 +93,8 @@ def _earlier_run(point: Point, source: str, seed: int) -> Path:
 
 
 def _alike(point: Point, runs: Path, place: str) -> list[Path]:
-    """The folders of `place` whose run has the point's method, backbone and precision; one that cannot be read is
-    passed."""
+    """The folders of `place` whose run has the point's method, backbone and precision;
+    one that cannot be read is passed."""
     found, own = [], point.identity
     for path in sorted(runs.glob(f"{place}/last.safetensors")):
         try:

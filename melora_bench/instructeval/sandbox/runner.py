@@ -126,8 +126,8 @@ def _supervisor(arguments: list[str], source: IO[bytes], inner: socket.socket) -
 
 @contextlib.contextmanager
 def _folder() -> Iterator[str]:
-    """A temporary folder, removed with all that a program can leave in it: folders nested by the thousand, or
-    unreadable."""
+    """A temporary folder, removed with all that a program can leave in it: folders nested by the thousand,
+    or unreadable."""
     path = tempfile.mkdtemp(prefix=FOLDER)
     try:
         yield path
@@ -189,8 +189,8 @@ def _drain(pipe: IO[bytes], output: bytearray) -> None:
 
 
 def _stop(process: subprocess.Popen) -> None:
-    """SIGTERM: the supervisor kills all that it started and ends when they have; SIGCONT, should they have stopped
-    it."""
+    """SIGTERM: the supervisor kills all that it started and ends when they have;
+    SIGCONT, should they have stopped it."""
     process.terminate()
     process.send_signal(signal.SIGCONT)
     with contextlib.suppress(subprocess.TimeoutExpired):

@@ -107,8 +107,8 @@ def check_process_limit() -> None:
 
 
 def enter_namespaces(number: int | None) -> None:
-    """Own mounts, processes, network and System V memory; who has no other id gets these inside an own user
-    namespace."""
+    """Own mounts, processes, network and System V memory;
+    who has no other id gets these inside an own user namespace."""
     user, group = os.getuid(), os.getgid()
     call(libc.unshare, NEWNS | NEWPID | NEWNET | NEWIPC | (NEWUSER if number is None else 0))
     if number is None:
@@ -145,8 +145,8 @@ def new_root() -> None:
 
 
 def show(source: str, path: str) -> None:
-    """Bind the old root's `source` to the new one's `path`, read-only with all that is mounted below it, if it
-    exists."""
+    """Bind the old root's `source` to the new one's `path`,
+    read-only with all that is mounted below it, if it exists."""
     old, path = f"/old{source}", f"/new{path}"
     os.makedirs(os.path.dirname(path), exist_ok=True)
     if os.path.islink(old):  # /bin -> usr/bin
@@ -167,8 +167,8 @@ def show(source: str, path: str) -> None:
 
 
 def restrict(cpu_seconds: int, number: int | None, rules: bytes) -> None:
-    """What the program's process loses for good: its session, keys, resources, root, capabilities, most system
-    calls."""
+    """What the program's process loses for good:
+    its session, keys, resources, root, capabilities, most system calls."""
     os.setsid()
     if rules:  # a new, empty keyring; a kernel without keys refuses
         libc.syscall(KEYCTL[os.uname().machine], JOIN_SESSION_KEYRING, None)
@@ -255,8 +255,8 @@ def descendants(pid: int) -> set[int]:
 
 
 def kill_descendants() -> None:
-    """As the reaper of all. They are stopped before they are killed: else those left would fork into the free
-    places."""
+    """As the reaper of all. They are stopped before they are killed:
+    else those left would fork into the free places."""
     me = os.getpid()
     with contextlib.suppress(ChildProcessError):
         while True:

@@ -98,7 +98,7 @@ def filter_for(machine: str) -> bytes:
 
 
 def _one_of(argument: int, values: tuple[int, ...], answer: int) -> list[tuple[int, int, int, int]]:
-    """Go on behind these instructions if the argument's low word, which is all that the kernel takes, is one of
-    `values`."""
+    """Go on behind these instructions if the argument's low word,
+    which is all that the kernel takes, is one of `values`."""
     tests = [(EQUAL, len(values) - place, 0, value) for place, value in enumerate(values)]
     return [(LOAD, 0, 0, 16 + 8 * argument), *tests, (RETURN, 0, 0, REFUSE | answer)]

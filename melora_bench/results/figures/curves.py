@@ -11,8 +11,8 @@ from melora_bench.results.sections import Section
 
 
 def figure(section: Section) -> Figure | None:
-    """One panel per task, one line per row. None where no run has two epochs: a model that is scored once has no
-    curve."""
+    """One panel per task, one line per row. None where no run has two epochs:
+    a model that is scored once has no curve."""
     if all(len(record.epochs) < 2 for runs in section.cells.values() for record in all_records(runs)):
         return None
     drawing, by_task = panels(section.tasks, section.title)
