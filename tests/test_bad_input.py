@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import composed, files, write_csv
-from test_data import write
+from helpers import write_columns
 
 from melora_bench.files import ROOT
 from melora_bench.models.backbones import Encoder
@@ -150,7 +150,7 @@ def test_a_score_outside_the_range(root, refused):
 @pytest.mark.parametrize(("split", "ending"), [("train", "csv"), ("validation", "csv"), ("train", "parquet")])
 def test_an_empty_split(split, ending, root, refused):
     (root / "mrpc" / f"{split}.csv").unlink()
-    write(root / "mrpc" / f"{split}.{ending}", {name: [] for name in PAIR})
+    write_columns(root / "mrpc" / f"{split}.{ending}", {name: [] for name in PAIR})
     message = rf"mrpc/{split}\.{ending} has no rows: the {split} split of mrpc is empty"
     refused(message, "task=mrpc", f"data.root={root}")
 
@@ -164,7 +164,7 @@ def test_a_file_with_nothing_in_it(ending, root, refused):
 
 @pytest.mark.parametrize("part", [0.3, 0.9])
 def test_a_truncated_parquet_file(part, root, refused):
-    path = write(root / "mrpc" / "train.parquet", {name: [f"{name} {i}" for i in range(200)] for name in PAIR})
+    path = write_columns(root / "mrpc" / "train.parquet", {name: [f"{name} {i}" for i in range(200)] for name in PAIR})
     content = path.read_bytes()
     path.write_bytes(content[: int(part * len(content))])
     refused(r"mrpc/train\.parquet cannot be read as parquet .*is the file complete\?", "task=mrpc", f"data.root={root}")
@@ -172,14 +172,14 @@ def test_a_truncated_parquet_file(part, root, refused):
 
 def test_a_truncated_jsonl_file(root, refused):
     (root / "sst2" / "train.csv").unlink()
-    path = write(root / "sst2" / "train.jsonl", {"sentence": ["good film"] * 9, "label": [0, 1, 0] * 3})
+    path = write_columns(root / "sst2" / "train.jsonl", {"sentence": ["good film"] * 9, "label": [0, 1, 0] * 3})
     path.write_bytes(path.read_bytes()[:-9])
     refused(r"sst2/train\.jsonl cannot be read as jsonl .*is the file complete\?", f"data.root={root}")
 
 
 def test_a_text_that_is_missing(root, refused):
     (root / "sst2" / "train.csv").unlink()
-    write(root / "sst2" / "train.jsonl", {"sentence": ["good film", None, "bad"], "label": [1, 0, 0]})
+    write_columns(root / "sst2" / "train.jsonl", {"sentence": ["good film", None, "bad"], "label": [1, 0, 0]})
     refused(r"sst2/train\.jsonl.*'?sentence'?.*row 1", f"data.root={root}")
 
 

@@ -8,21 +8,13 @@ import sys
 import time
 
 import pytest
-from conftest import composed, run_point
-from omegaconf import OmegaConf
+from conftest import run_point
+from helpers import TRAIN, point
 
-from melora_bench.files import ROOT
 from melora_bench.records import records
-from melora_bench.training.points import Point
 from melora_bench.training.run import RunError
 
-TRAIN = [sys.executable, str(ROOT / "scripts" / "train.py")]
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-def point(overrides: list[str]) -> Point:
-    cfg = composed(overrides, return_hydra_config=True)
-    return Point.of(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), cfg.hydra.runtime.choices)
 
 
 def test_a_held_point_is_left_alone(tiny_overrides, tmp_path):
@@ -40,7 +32,7 @@ def test_a_held_point_is_left_alone(tiny_overrides, tmp_path):
 def test_a_dead_workers_point_is_free(tiny_overrides):
     """kill -9 leaves no claim behind."""
     held = (
-        "import sys, time; from test_claims import point\n"
+        "import sys, time; from helpers import point\n"
         "with point(sys.argv[1:]).claimed() as mine: print(mine, flush=True); time.sleep(60)"
     )
     worker = subprocess.Popen([sys.executable, "-c", held, *tiny_overrides], stdout=subprocess.PIPE, text=True,

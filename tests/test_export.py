@@ -13,10 +13,11 @@ import peft
 import pytest
 import torch
 from conftest import WORDS, composed, run_point, sentences
+from helpers import MERGED
 from hydra.utils import instantiate
+from method_helpers import METHODS, PACKING
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_contract import METHODS, PACKING
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForMaskedLM
 
 from melora_bench.adapters.card import base_name
@@ -30,7 +31,6 @@ from melora_bench.records import records
 from melora_bench.records.records import best_epoch
 
 HEAD = "classifier."
-MERGED = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 # What each method's update needs; the others' ranks depend on the run.
 RANKS = dict.fromkeys(("lora", "lora_fa", "lora_plus", "rslora", "mplora", "share_lora"), 8)
 RANKS |= dict.fromkeys(("melora", "multi_lora", "delta_lora"), 16) | {"vera": 256}

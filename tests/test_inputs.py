@@ -9,11 +9,11 @@ import huggingface_hub
 import pandas as pd
 import pytest
 from conftest import interrupt, run_point
+from helpers import curves
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_training import curves
 
 from melora_bench import files
 from melora_bench.commands import status

@@ -10,9 +10,9 @@ import pytest
 import torch
 import transformers
 from conftest import composed, run_point
+from helpers import MERGED
 from hydra.utils import instantiate
 from safetensors.torch import load_file
-from test_export import MERGED
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from melora_bench.adapters.export import export

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import Interrupted, run_point
+from helpers import NO_DROPOUT, TRAIN, adapters, curves, equal
 from safetensors.torch import load_file
-from test_training import NO_DROPOUT, TRAIN, adapters, curves, equal
 from torch import nn
 from transformers import LlamaForCausalLM
 

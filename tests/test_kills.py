@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import files, run_point
-from test_contract import PACKING
-from test_training import adapters, curves, equal
+from helpers import adapters, curves, equal
+from method_helpers import PACKING
 
 from melora_bench.adapters.files import trainable
 from melora_bench.records import records

@@ -19,11 +19,10 @@ import pytest
 import transformers
 from conftest import run_point
 from filelock import FileLock
+from helpers import adapters, curves, equal, point
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from synthetic import record
-from test_claims import point
-from test_training import adapters, curves, equal
 
 from melora_bench import cli, files
 from melora_bench.adapters.export import export

@@ -7,9 +7,9 @@ import pytest
 import torch
 import transformers
 from conftest import run_point
+from helpers import curves
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_training import curves
 
 from melora_bench.models.backbones import Encoder
 from melora_bench.models.streams import KINDS, check_layout, pool_rows, takes_streams

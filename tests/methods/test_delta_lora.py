@@ -3,9 +3,7 @@
 import pytest
 import torch
 from conftest import composed
-from test_contract import build
-from test_facts import COMMON
-from test_parity import STEPS, batches
+from method_helpers import COMMON, STEPS, batches, build
 from torch import nn
 from torch.nn.functional import cross_entropy, linear
 from transformers import AutoModelForSequenceClassification

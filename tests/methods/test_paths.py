@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from test_contract import build, inputs
-from test_facts import COMMON, layer_of
+from method_helpers import COMMON, build, inputs, layer_of
 
 from melora_bench.adapters.files import trainable
 from melora_bench.methods.lora import LoRA
