@@ -24,9 +24,27 @@ from melora_bench.training.run import RunError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TEXTS = [
-    "None", "NA", "", 'she said "a film"', "one\ntwo", "one\r\ntwo", " lead and trail ", "tab\there", "null", "nan",
-    "1", "1.50", "café 影评 🙂 \u2028", "a,b;c", "# not a comment", "N/A", "-", "True", "'single'", "\\n",
-]  # fmt: skip
+    "None",
+    "NA",
+    "",
+    'she said "a film"',
+    "one\ntwo",
+    "one\r\ntwo",
+    " lead and trail ",
+    "tab\there",
+    "null",
+    "nan",
+    "1",
+    "1.50",
+    "café 影评 🙂 \u2028",
+    "a,b;c",
+    "# not a comment",
+    "N/A",
+    "-",
+    "True",
+    "'single'",
+    "\\n",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -63,8 +81,14 @@ def test_every_format_gives_the_same_rows(ending, labels, tmp_path):
     assert rows.origin == {"rows": 20, "sha256": [sha256_file(path)], "file": "train"}
 
 
-@pytest.mark.parametrize(("ending", "texts"), [("csv", ["1", "2.50", "007"]), ("csv", ["True", "False", "True"]),
-                         ("jsonl", ["2020-01-01", "2021-01-01", "2020-01-02"])])  # fmt: skip
+@pytest.mark.parametrize(
+    ("ending", "texts"),
+    [
+        ("csv", ["1", "2.50", "007"]),
+        ("csv", ["True", "False", "True"]),
+        ("jsonl", ["2020-01-01", "2021-01-01", "2020-01-02"]),
+    ],
+)
 def test_a_text_column_stays_text_whatever_it_looks_like(ending, texts, tmp_path):
     write_columns(tmp_path / "mrpc" / f"train.{ending}", {"sentence": texts, "label": [0, 1, 0]})
     assert list(read(local(tmp_path), ["sentence", "label"]).table["sentence"]) == texts
@@ -131,8 +155,12 @@ def hub_data(revision: str = "main") -> HubData:
 
 
 def pairs(texts: list[str]) -> dict[str, list]:
-    return {"sentence1": texts, "sentence2": texts[::-1], "label": [i % 2 for i in range(len(texts))],
-            "idx": list(range(len(texts)))}  # fmt: skip
+    return {
+        "sentence1": texts,
+        "sentence2": texts[::-1],
+        "label": [i % 2 for i in range(len(texts))],
+        "idx": list(range(len(texts))),
+    }
 
 
 def test_a_cached_dataset_works_offline(hub):
@@ -196,8 +224,16 @@ def test_a_run_from_the_hubs_cache_records_both_commits(hub, tiny_roberta, tmp_p
     data = cached(hub, "datasets/nyu-mll/glue")
     for split in ("train", "validation"):
         write_columns(data / "mrpc" / f"{split}-00000-of-00001.parquet", pairs(["a good film", "a bad plot"] * 4))
-    paths = run_point(["backbone=roberta_base", "data=hub", "task=mrpc", "epochs=1", f"results_dir={tmp_path}/results",
-                       f"output_dir={tmp_path}/outputs"])  # fmt: skip
+    paths = run_point(
+        [
+            "backbone=roberta_base",
+            "data=hub",
+            "task=mrpc",
+            "epochs=1",
+            f"results_dir={tmp_path}/results",
+            f"output_dir={tmp_path}/outputs",
+        ]
+    )
     record = records.load(paths[0])
     sha256 = sha256_file(tiny_roberta / "model.safetensors")
     repo = "FacebookAI/roberta-base"
@@ -239,10 +275,18 @@ def index(tmp_path, monkeypatch) -> SimpleNamespace:
 
 
 MOVIE = [
-    (0.5, "just enough praise"), (0.49, "not enough"), (-0.5, "just enough blame"), (-0.49, "neither"), (3.9, "great"),
-    (-4.0, "dull"), (2.0, "said twice"), (-2.0, " said   twice "), (0.0, "nothing"), (1.0, "a\ttab"),
+    (0.5, "just enough praise"),
+    (0.49, "not enough"),
+    (-0.5, "just enough blame"),
+    (-0.49, "neither"),
+    (3.9, "great"),
+    (-4.0, "dull"),
+    (2.0, "said twice"),
+    (-2.0, " said   twice "),
+    (0.0, "nothing"),
+    (1.0, "a\ttab"),
     (1.5, 'a "quote", a comma'),
-]  # fmt: skip
+]
 TWEETS = [(0.5, "None"), (-3.2, "NA"), (0.0, "nothing"), (0.0, "nothing"), (4.0, "café \ufffd"), (-0.1, "1")]
 
 
@@ -349,14 +393,20 @@ please update the hashes. Otherwise, examine the package contents carefully; som
 @pytest.mark.parametrize(
     ("stderr", "message"),
     [
-        (NO_NETWORK, r"cannot download vaderSentiment==3\.3\.2 from the package index \(ERROR: No matching dist"
-                     r".*\); connect once, or use what works offline: data=local data\.root=DIR"),
-        (MISMATCH, r"vaderSentiment==3\.3\.2: sha256 mismatch \(Expected sha256 5d7c06e027fc8b99; Got +aaaabbbb"
-                   r"ccccdddd\).*use an index that mirrors PyPI unchanged"),
+        (
+            NO_NETWORK,
+            r"cannot download vaderSentiment==3\.3\.2 from the package index \(ERROR: No matching dist"
+            r".*\); connect once, or use what works offline: data=local data\.root=DIR",
+        ),
+        (
+            MISMATCH,
+            r"vaderSentiment==3\.3\.2: sha256 mismatch \(Expected sha256 5d7c06e027fc8b99; Got +aaaabbbb"
+            r"ccccdddd\).*use an index that mirrors PyPI unchanged",
+        ),
         ("Killed", r"cannot download vaderSentiment==3\.3\.2 .*pip gave no reason.*data=local"),
     ],
     ids=["no network", "mismatch", "no reason"],
-)  # fmt: skip
+)
 def test_a_failed_download_leaves_nothing_and_can_be_tried_again(stderr, message, index, sdist):
     index.stderr = stderr
     with pytest.raises(ValueError, match=message):

@@ -95,7 +95,9 @@ def test_kill_9_in_the_middle_of_an_epoch(tiny_overrides, tmp_path):
     while not list((tmp_path / "outputs").rglob("checkpoint.pt")):
         assert process.poll() is None
         time.sleep(0.01)
-    time.sleep(random.random())
+    delay = random.random()
+    print(f"killed {delay} s after its first checkpoint")
+    time.sleep(delay)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not list((tmp_path / "results").rglob("*.json"))

@@ -206,5 +206,11 @@ def test_a_method_fits_in_one_short_file(name):
 def test_targets_are_matched_by_name_ending(tiny_roberta):
     _, method = build(tiny_roberta, "lora", None, "method.target_modules=[self.query,output.dense]")
     adapted = sorted(name.split("layer.")[1] for name in method.layers)
-    assert adapted == ["0.attention.output.dense", "0.attention.self.query", "0.output.dense",
-                       "1.attention.output.dense", "1.attention.self.query", "1.output.dense"]  # fmt: skip
+    assert adapted == [
+        "0.attention.output.dense",
+        "0.attention.self.query",
+        "0.output.dense",
+        "1.attention.output.dense",
+        "1.attention.self.query",
+        "1.output.dense",
+    ]

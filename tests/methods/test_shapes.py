@@ -24,8 +24,18 @@ from melora_bench.methods.melora import MELoRA
 from melora_bench.methods.mplora import MPLoRA
 
 DELTA = {"delta_ratio": 0.5, "start_step": 1, "warmup_ratio": 0.06}
-ADALORA = {"version": 1, "target_modules": ["query"], "alpha": 16, "lora_dropout": 0.0, "orth_weight": 0.1,
-           "beta1": 0.85, "beta2": 0.85, "init_warmup": 0.1, "final_warmup": 0.3, "delta_t": 10}  # fmt: skip
+ADALORA = {
+    "version": 1,
+    "target_modules": ["query"],
+    "alpha": 16,
+    "lora_dropout": 0.0,
+    "orth_weight": 0.1,
+    "beta1": 0.85,
+    "beta2": 0.85,
+    "init_warmup": 0.1,
+    "final_warmup": 0.3,
+    "delta_t": 10,
+}
 
 
 class Tiny(nn.Module):
