@@ -2,14 +2,13 @@
 
 import os
 
-from helpers import NO_DROPOUT, adapters, curves, equal, poison_replica_1, without_dropout
-from method_helpers import METHODS
-
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts: deterministic algorithms ask for it
 
 import pytest
 import torch
 from conftest import interrupt, run_point
+from helpers import NO_DROPOUT, adapters, curves, equal, poison_replica_1, without_dropout
+from method_helpers import METHODS
 
 from melora_bench.methods.lora import LoRA
 from melora_bench.records import records

@@ -2,18 +2,17 @@
 
 import json
 import subprocess
-from pathlib import Path
 
 import pytest
 from conftest import composed
 from omegaconf import OmegaConf
 from synthetic import record
 
-from melora_bench.files import sha256_json
+from melora_bench.files import ROOT, sha256_json
 from melora_bench.records import provenance, records
 from melora_bench.records.identity import UNLESS_SET, config_hash, identity
 
-FIXTURES = sorted((Path(__file__).parent / "data" / "records" / "v1").glob("*/*.json"))
+FIXTURES = sorted((ROOT / "tests" / "data" / "records" / "v1").glob("*/*.json"))
 LOCAL = ["data=local", "data.root=/there"]
 
 

@@ -1,6 +1,6 @@
 """Tables: which records make a cell, the three estimates by hand, verdicts, and whole tables against files kept here.
 
-`python tests/test_tables.py` writes those files anew; read the difference before keeping it.
+`PYTHONPATH=tests python tests/results/test_tables.py` writes those files anew; read the difference before keeping it.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from melora_bench.results.published import Cell
 from melora_bench.results.tables import regenerate
 from melora_bench.results.verdicts import Obstacle, Verdict, _settings, in_words, judge, obstacles_of
 
-GOLDEN = Path(__file__).parent / "data" / "tables"
+GOLDEN = ROOT / "tests" / "data" / "tables"
 TASKS = ["mrpc", "cola", "sst2", "stsb", "qnli", "rte"]
 TABLE = Table(
     title="",
