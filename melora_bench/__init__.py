@@ -11,7 +11,9 @@ __version__ = "0.1.0"
 API = {
     "Table": "melora_bench.results.frames",
     "adapt": "melora_bench.adapters.adapt",
+    "export": "melora_bench.adapters.export",
     "load_records": "melora_bench.results.frames",
+    "run": "melora_bench.results.running",
 }
 
 

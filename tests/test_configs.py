@@ -258,3 +258,7 @@ def test_a_run_has_the_keys_of_train_yaml():
 )
 def test_a_point_is_called_by_what_sets_it_apart(overrides, label):
     assert Point.of(*compose_run(overrides)).label == label
+
+
+def test_the_quickstart_has_every_method():
+    assert {row.settings["method"] for row in load_table("quickstart").rows} == set(options("method"))

@@ -31,7 +31,7 @@ def grid(name: str, *overrides: str) -> list[list[str]]:
     [
         ("melora_table2", 10, "mnli sst2 mrpc cola qnli qqp rte stsb"),
         ("mplora_table2", 8, "mrpc cola sst2 stsb qnli rte"),
-        ("quickstart", 15, "movie tweets"),
+        ("quickstart", 17, "movie tweets"),
         ("melora_table4", 11, "mnli sst2 mrpc cola qnli qqp rte stsb"),
         ("mplora_table1", 10, "mrpc cola sst2 stsb"),
         ("mplora_table3", 33, "mrpc cola stsb"),
