@@ -36,9 +36,13 @@ OURS = {  # the method, and how many seeds of it
 def backbone(options: argparse.Namespace, device: torch.device) -> nn.Module:
     """A random model, frozen, in bfloat16."""
     config = transformers.LlamaConfig(
-        vocab_size=options.vocabulary, hidden_size=options.width, intermediate_size=43 * options.width // 16,
-        num_hidden_layers=options.layers, num_attention_heads=max(options.width // 128, 1), use_cache=False,
-    )  # fmt: skip
+        vocab_size=options.vocabulary,
+        hidden_size=options.width,
+        intermediate_size=43 * options.width // 16,
+        num_hidden_layers=options.layers,
+        num_attention_heads=max(options.width // 128, 1),
+        use_cache=False,
+    )
     torch.manual_seed(0)
     with device:
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -145,10 +149,14 @@ def main() -> None:
             found[name].append(measure(adapt, seeds, options, device))
             print(name, *found[name][-1], flush=True)
     rows, cuda = {}, device.type == "cuda"
-    lines = [f"{options.layers} layers of width {options.width}, a step of {options.batch} x {options.length} tokens in "
-             f"micro-batches of {options.micro} rows, {options.quantization or 'bf16'} weights, bf16; seconds per step and "
-             f"seed, median of {options.repeats}", "",
-             "| | s | ratio |" + " peak GB |" * cuda, "| --- | ---: | ---: |" + " ---: |" * cuda]  # fmt: skip
+    lines = [
+        f"{options.layers} layers of width {options.width}, a step of {options.batch} x {options.length} tokens in "
+        f"micro-batches of {options.micro} rows, {options.quantization or 'bf16'} weights, bf16; seconds per step and "
+        f"seed, median of {options.repeats}",
+        "",
+        "| | s | ratio |" + " peak GB |" * cuda,
+        "| --- | ---: | ---: |" + " ---: |" * cuda,
+    ]
     for name, each in found.items():
         seconds, peak = statistics.median(one for one, _ in each), max(one for _, one in each) if cuda else None
         rows[name] = {"seconds": seconds, "peak_bytes": peak}

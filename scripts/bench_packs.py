@@ -24,12 +24,15 @@ def main() -> None:
     options = shape_options(parser)
     cuda = torch.cuda.is_available()
     kind = "MRPC rows" if options.data else "movie rows"
-    lines = [f"Seeds of MELoRA n={N} side by side, {options.rows} {kind} of each, batch {options.batch} per seed, precision "
-             f"{options.precision}, shape of {options.shape}, random order, no dropout, "
-             f"{'the second of two epochs' if cuda else 'one epoch'}; loss gap: the largest difference of a seed's mean "
-             f"training loss from that of its run alone, of the first {options.alone} seeds", "",
-             "| | rows/s of all | ratio | loss gap |" + " peak GB | GB per seed |" * cuda,
-             "| --- | ---: | ---: | ---: |" + " ---: | ---: |" * cuda]  # fmt: skip
+    lines = [
+        f"Seeds of MELoRA n={N} side by side, {options.rows} {kind} of each, batch {options.batch} per seed, precision "
+        f"{options.precision}, shape of {options.shape}, random order, no dropout, "
+        f"{'the second of two epochs' if cuda else 'one epoch'}; loss gap: the largest difference of a seed's mean "
+        f"training loss from that of its run alone, of the first {options.alone} seeds",
+        "",
+        "| | rows/s of all | ratio | loss gap |" + " peak GB | GB per seed |" * cuda,
+        "| --- | ---: | ---: | ---: |" + " ---: | ---: |" * cuda,
+    ]
     rows: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(argparse.Namespace(**vars(options), length=None, compile=False), folder)
@@ -46,8 +49,12 @@ def main() -> None:
                 rows[f"R = {count}"] = {"out_of_memory": True}
                 break
             gap = max(abs(a - b) for a, b in zip(found.losses, alone, strict=False))
-            rows[f"R = {count}"] = {"rows_per_second": found.rate, "peak_bytes": found.peak, "losses": found.losses,
-                                    "loss_gap": gap}  # fmt: skip
+            rows[f"R = {count}"] = {
+                "rows_per_second": found.rate,
+                "peak_bytes": found.peak,
+                "losses": found.losses,
+                "loss_gap": gap,
+            }
             cells = [f"R = {count}", f"{found.rate:.1f}"]
             cells += [f"{found.rate / rows[f'R = {options.seeds[0]}']['rows_per_second']:.2f}", f"{gap:.1e}"]
             cells += [f"{found.peak / 1e9:.2f}", f"{found.peak / 1e9 / count:.2f}"] if cuda else []

@@ -26,8 +26,15 @@ def measure(bench: Bench, options: argparse.Namespace) -> tuple[float, list]:
     """(seconds of STEPS steps without the profiler, the events of the STEPS steps after them)."""
     cuda = bench.device.type == "cuda"
     rows = (WARM_UP + 2 * STEPS) * options.batch
-    overrides = [*bench.overrides, *METHODS[f"MELoRA n={N}"], "bucket=1", f"max_train_rows={rows}", "epochs=1",
-                 f"results_dir={bench.folder}/results", f"output_dir={bench.folder}/outputs"]  # fmt: skip
+    overrides = [
+        *bench.overrides,
+        *METHODS[f"MELoRA n={N}"],
+        "bucket=1",
+        f"max_train_rows={rows}",
+        "epochs=1",
+        f"results_dir={bench.folder}/results",
+        f"output_dir={bench.folder}/outputs",
+    ]
     trainer = build(Point.of(*compose_run(overrides)), [0]).trainer
     profiler = profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * cuda])
     trainer.train_steps(WARM_UP).tolist()  # waits for the device
@@ -49,22 +56,34 @@ def main() -> None:
         bench = Bench(argparse.Namespace(**vars(options), rows=rows, length=None, compile=False), folder)
         wall, events = measure(bench, options)
     where = DeviceType.CUDA if cuda else DeviceType.CPU
-    times = {event.key: (event.self_device_time_total if cuda else event.self_cpu_time_total, event.count)
-             for event in events if event.device_type == where}  # fmt: skip
+    times = {
+        event.key: (event.self_device_time_total if cuda else event.self_cpu_time_total, event.count)
+        for event in events
+        if event.device_type == where
+    }
     busy = sum(taken for taken, _ in times.values()) / 1e6
     launches = sum(event.count for event in events if "LaunchKernel" in event.key) / STEPS
     what = "kernel" if cuda else "operator"
-    lines = [f"MELoRA n={N}, batch {options.batch}, precision {options.precision}, shape of {options.shape}, {STEPS} steps", "",
-             f"{1000 * wall / STEPS:.2f} ms per step without the profiler, of which {1000 * busy / STEPS:.2f} ms are in {what}s"
-             + f", so that the GPU is idle {max(0, 1 - busy / wall):.0%} of the time; {launches:.0f} launches per step" * cuda,
-             "", f"| {what} | ms per step | share | calls per step |", "| --- | ---: | ---: | ---: |"]  # fmt: skip
+    idle = f", so that the GPU is idle {max(0, 1 - busy / wall):.0%} of the time; {launches:.0f} launches per step"
+    lines = [
+        f"MELoRA n={N}, batch {options.batch}, precision {options.precision}, shape of {options.shape}, {STEPS} steps",
+        "",
+        f"{1000 * wall / STEPS:.2f} ms per step without the profiler, of which {1000 * busy / STEPS:.2f} ms are in {what}s"
+        + idle * cuda,
+        "",
+        f"| {what} | ms per step | share | calls per step |",
+        "| --- | ---: | ---: | ---: |",
+    ]
     found = {}
     for name, (taken, count) in sorted(times.items(), key=lambda item: -item[1][0])[:SHOWN]:
         found[name] = {"ms_per_step": taken / 1e3 / STEPS, "calls_per_step": count / STEPS}
         short = name.replace("|", "/")[:100]
         lines.append(f"| `{short}` | {taken / 1e3 / STEPS:.3f} | {taken / 1e6 / busy:.1%} | {count / STEPS:.0f} |")
-    found["all"] = {"wall_ms_per_step": 1000 * wall / STEPS, "busy_ms_per_step": 1000 * busy / STEPS,
-                    "launches_per_step": launches}  # fmt: skip
+    found["all"] = {
+        "wall_ms_per_step": 1000 * wall / STEPS,
+        "busy_ms_per_step": 1000 * busy / STEPS,
+        "launches_per_step": launches,
+    }
     rows_of = "mrpc" if options.data else "movie"
     write(f"profile_{options.shape}_{rows_of}", vars(options), found, lines)
 

@@ -42,12 +42,19 @@ from melora_bench.training.points import Point
 RATE, N = 4e-4, 8
 DROPOUT, ALPHA, RANK = 0.05, 16, 8  # as configs/method has them
 METHODS = {
-    "LoRA": ["method=lora"], "head alone": ["method=head"], "LoRA-FA": ["method=lora_fa"], "VeRA": ["method=vera"],
-    "DyLoRA": ["method=dylora"], "AdaLoRA": ["method=adalora", "method.delta_t=1"], "Delta-LoRA": ["method=delta_lora"],
-    "Multi-LoRA n=2": ["method=multi_lora"], "Share-LoRA n=2": ["method=share_lora"],
-    "MPLoRA n=2": ["method=mplora", "method.n=2"], "full fine-tuning": ["method=full"],
+    "LoRA": ["method=lora"],
+    "head alone": ["method=head"],
+    "LoRA-FA": ["method=lora_fa"],
+    "VeRA": ["method=vera"],
+    "DyLoRA": ["method=dylora"],
+    "AdaLoRA": ["method=adalora", "method.delta_t=1"],
+    "Delta-LoRA": ["method=delta_lora"],
+    "Multi-LoRA n=2": ["method=multi_lora"],
+    "Share-LoRA n=2": ["method=share_lora"],
+    "MPLoRA n=2": ["method=mplora", "method.n=2"],
+    "full fine-tuning": ["method=full"],
     **{f"MELoRA n={n}": ["method=melora", f"method.n={n}"] for n in (2, 8, 64)},
-}  # fmt: skip
+}
 
 
 # What BertConfig's own values, which are RoBERTa-base's shape, are changed to.
@@ -93,8 +100,16 @@ class Bench:
             data = ["data=local", f"data.root={root}", "task=movie", f"max_length={options.length}"]
         else:
             data = ["data=local", f"data.root={self._mrpc()}", "task=mrpc"] if options.data else ["task=movie"]
-        self.overrides = [*data, "backbone=minilm", "max_eval_rows=8", f"batch_size={options.batch}", f"epochs={self.epochs}",
-                          f"lr={RATE}", f"precision={options.precision}", f"compile={options.compile}"]  # fmt: skip
+        self.overrides = [
+            *data,
+            "backbone=minilm",
+            "max_eval_rows=8",
+            f"batch_size={options.batch}",
+            f"epochs={self.epochs}",
+            f"lr={RATE}",
+            f"precision={options.precision}",
+            f"compile={options.compile}",
+        ]
         if options.shape in SHAPES:
             self.overrides.append(f"backbone.path={random_base(Path(folder), options.shape)}")
         config = compose_run([*self.overrides, f"max_train_rows={options.rows}"])[0]
@@ -123,22 +138,31 @@ class Bench:
         model = self.backbone.stock(2)
         model.set_attn_implementation(attention)
         arguments = transformers.TrainingArguments(
-            output_dir=f"{self.folder}/trainer", per_device_train_batch_size=self.batch, num_train_epochs=self.epochs,
-            learning_rate=RATE, bf16=self.precision == "bf16", use_cpu=self.device.type == "cpu", report_to=[],
-            save_strategy="no", logging_strategy="no", disable_tqdm=True,
-        )  # fmt: skip
+            output_dir=f"{self.folder}/trainer",
+            per_device_train_batch_size=self.batch,
+            num_train_epochs=self.epochs,
+            learning_rate=RATE,
+            bf16=self.precision == "bf16",
+            use_cpu=self.device.type == "cpu",
+            report_to=[],
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+        )
         columns = {"input_ids": self.split.ids, "token_type_ids": self.split.types}
         cells = {
             name: [flat[a:b].tolist() for a, b in zip(self.split.offsets, self.split.offsets[1:], strict=False)]
-            for name, flat in columns.items() if flat is not None
-        } | {"labels": self.split.labels.tolist()}  # fmt: skip
+            for name, flat in columns.items()
+            if flat is not None
+        } | {"labels": self.split.labels.tolist()}
         clock = Epochs(self._start)
         trainer = transformers.Trainer(
-            model=adapt(model, self.epochs * -(-rows // self.batch)), args=arguments,
+            model=adapt(model, self.epochs * -(-rows // self.batch)),
+            args=arguments,
             callbacks=[clock, *callbacks],
             train_dataset=[{name: column[row] for name, column in cells.items()} for row in range(rows)],
             data_collator=transformers.DataCollatorWithPadding(self.backbone.tokenizer(), **padding),
-        )  # fmt: skip
+        )
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
         return self._end(rows, clock.start)
@@ -171,8 +195,12 @@ class Bench:
         return Measured(rate, found[0].peak_memory_bytes, tuple(entry["train_loss"] for entry in last))
 
     def _peft(self) -> dict:
-        return {"task_type": "SEQ_CLS", "lora_alpha": ALPHA, "lora_dropout": DROPOUT,
-                "target_modules": self.backbone.target_modules}  # fmt: skip
+        return {
+            "task_type": "SEQ_CLS",
+            "lora_alpha": ALPHA,
+            "lora_dropout": DROPOUT,
+            "target_modules": self.backbone.target_modules,
+        }
 
     def _mrpc(self) -> Path:
         """The data root, or one with its training rows again and again where more are asked for than there are."""
@@ -258,13 +286,14 @@ def variants(bench: Bench, options: argparse.Namespace) -> dict[str, dict[str, C
         "PEFT AdaLoRA + Trainer": partial(bench.stock, rows, bench.adalora, (Allocate(),)),
         "MELoRA slice by slice + Trainer": partial(bench.stock, rows, bench.literal),
         f"the same, padded to 256 (official recipe), {2 * options.batch} rows": partial(
-            bench.stock, min(rows, 2 * options.batch), bench.literal, padding="max_length", max_length=256),
+            bench.stock, min(rows, 2 * options.batch), bench.literal, padding="max_length", max_length=256
+        ),
         "no adapter, random order": partial(bench.floor, rows, 1),
         "no adapter, rows of like length together": partial(bench.floor, rows, 50),
         "the same, with our dropout": partial(bench.floor, rows, 50, replace_dropouts),
         "ours, LoRA": partial(bench.ours, rows, METHODS["LoRA"]),
         f"ours, MELoRA n={N}": partial(bench.ours, rows, melora),
-    }  # fmt: skip
+    }
     alike = {"PEFT LoRA + Trainer, sdpa": partial(bench.stock, rows, bench.lora)}
     if is_flash_attn_2_available():
         alike["PEFT LoRA + Trainer, flash attention 2"] = partial(
@@ -328,9 +357,15 @@ def main() -> None:
                         torch.cuda.empty_cache()
                     measured[group][name].append(measure())
     kind = f"rows of {options.length} tokens" if options.length else "MRPC rows" if options.data else "movie rows"
-    about = [kind, f"batch {options.batch}", "the second of two epochs" if epochs(options) > 1 else "one epoch",
-             f"precision {options.precision}", f"shape of {options.shape}", *["ours compiled"] * options.compile,
-             f"median of {options.repeats} interleaved repeats"]  # fmt: skip
+    about = [
+        kind,
+        f"batch {options.batch}",
+        "the second of two epochs" if epochs(options) > 1 else "one epoch",
+        f"precision {options.precision}",
+        f"shape of {options.shape}",
+        *["ours compiled"] * options.compile,
+        f"median of {options.repeats} interleaved repeats",
+    ]
     lines = [", ".join(about)]
     rows, cuda = {}, bench.device.type == "cuda"
     for group, found in measured.items():

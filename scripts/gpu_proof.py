@@ -42,24 +42,39 @@ def commands(options: argparse.Namespace, scratch: Path) -> dict[str, list]:
     llama = "--layers 2 --width 64 --vocabulary 100 --batch 4 --micro 4 --length 8 --steps 1 --repeats 1".split()
     llama = llama if dry else ["--steps", "2", "--repeats", "2"]
     return {
-        "tests": [sys.executable, "-m", "pytest", "-m", "gpu", "-rA", "--tb=short", "--show-capture=no",
-                  ROOT / "tests" / "test_gpu.py"],
+        "tests": [
+            sys.executable,
+            *"-m pytest -m gpu -rA --tb=short --show-capture=no".split(),
+            ROOT / "tests" / "test_gpu.py",
+        ],
         "layers": [sys.executable, SCRIPTS / "bench_adapters.py", *layers, *to],
         "training": [sys.executable, SCRIPTS / "bench_training.py", "--compare", "random", *training, *shape, *to],
         "packs": [sys.executable, SCRIPTS / "bench_packs.py", *packs, *shape, *to],
         "llama": [sys.executable, SCRIPTS / "bench_llama.py", *llama, *to],
-        "llama_nf4": [sys.executable, SCRIPTS / "bench_llama.py", *llama, "--quantization", "nf4", "--repeats", "1", *to],
+        "llama_nf4": [
+            sys.executable,
+            SCRIPTS / "bench_llama.py",
+            *llama,
+            *"--quantization nf4 --repeats 1".split(),
+            *to,
+        ],
         "profile": [sys.executable, SCRIPTS / "bench_profile.py", *["--batch", "4"] * dry, *shape, *to],
         "plan": [sys.executable, SCRIPTS / "plan.py", "melora_table2", *plan(options, scratch)],
-    }  # fmt: skip
+    }
 
 
 def plan(options: argparse.Namespace, scratch: Path) -> list[str]:
     """Overrides that plan the table on what is here: random weights of RoBERTa-base's shape, and the tasks of the data."""
     shape = "tiny" if options.dry_run else "roberta-base"
     root = options.data.absolute() if options.data else scratch
-    overrides = [f"backbone.path={scratch / shape}", f"backbone.name=random_{shape.replace('-', '_')}", "precision=bf16",
-                 "data=local", f"data.root={root}", *["method=lora"] * options.dry_run]  # fmt: skip
+    overrides = [
+        f"backbone.path={scratch / shape}",
+        f"backbone.name=random_{shape.replace('-', '_')}",
+        "precision=bf16",
+        "data=local",
+        f"data.root={root}",
+        *["method=lora"] * options.dry_run,
+    ]
     if options.data:
         tasks = sorted(path.parent.name for path in Path(options.data).glob("*/train.parquet"))
         overrides.append(f"task={','.join(tasks)}")
@@ -93,8 +108,12 @@ def keep(name: str, text: str, options: argparse.Namespace) -> None:
     if name == "tests":
         lines = re.findall(r"^(?:PASSED|FAILED|ERROR|SKIPPED) .*$", text, re.MULTILINE)
         last = text.strip().splitlines()[-1].strip("= ")
-        write("tests", {"to": options.to}, {"summary": last, "tests": lines},
-              [f"`pytest -m gpu`: {last}", "", *(f"* {line}" for line in lines)])  # fmt: skip
+        write(
+            "tests",
+            {"to": options.to},
+            {"summary": last, "tests": lines},
+            [f"`pytest -m gpu`: {last}", "", *(f"* {line}" for line in lines)],
+        )
     if name == "plan":
         write("plan", {"to": options.to}, {"plan": text.strip().splitlines()}, ["```", text.strip(), "```"])
 

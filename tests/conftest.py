@@ -81,14 +81,23 @@ def tiny_roberta(tmp_path_factory) -> Path:
         single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=ends
     )
     transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
         model_input_names=["input_ids", "attention_mask"],
-    ).save_pretrained(folder)  # fmt: skip
+    ).save_pretrained(folder)
     torch.manual_seed(0)
     config = transformers.RobertaConfig(
-        vocab_size=len(WORDS) + 4, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=66, type_vocab_size=1,
-    )  # fmt: skip
+        vocab_size=len(WORDS) + 4,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=66,
+        type_vocab_size=1,
+    )
     transformers.RobertaForMaskedLM(config).save_pretrained(folder)
     return folder
 
@@ -111,10 +120,17 @@ def tiny_data(tmp_path_factory) -> Path:
 def tiny_overrides(tiny_roberta, tiny_data, tmp_path) -> list[str]:
     """Command-line overrides of a run that takes a second: the tiny model on the tiny data, files under tmp_path."""
     return [
-        "backbone=roberta_base", f"backbone.path={tiny_roberta}", "backbone.name=tiny", "data=local",
-        f"data.root={tiny_data}", "task=sst2", "epochs=2", "batch_size=16", f"results_dir={tmp_path}/results",
+        "backbone=roberta_base",
+        f"backbone.path={tiny_roberta}",
+        "backbone.name=tiny",
+        "data=local",
+        f"data.root={tiny_data}",
+        "task=sst2",
+        "epochs=2",
+        "batch_size=16",
+        f"results_dir={tmp_path}/results",
         f"output_dir={tmp_path}/outputs",
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -134,14 +150,25 @@ def tiny_llama(tmp_path_factory) -> Path:
     tokenizer.train_from_iterator([task.template, task.template_without_input, " ".join(WORDS)] * 2, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", pad_token="<pad>", eos_token="</s>",
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        pad_token="<pad>",
+        eos_token="</s>",
         model_input_names=["input_ids", "attention_mask"],
-    ).save_pretrained(folder)  # fmt: skip
+    ).save_pretrained(folder)
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=64, max_position_embeddings=256, bos_token_id=0, pad_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        vocab_size=400,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=256,
+        bos_token_id=0,
+        pad_token_id=1,
+        eos_token_id=2,
+    )
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
@@ -166,10 +193,17 @@ def tiny_alpaca(tmp_path_factory) -> Path:
 def alpaca_overrides(tiny_llama, tiny_alpaca, tmp_path) -> list[str]:
     """As tiny_overrides, of the tiny LLaMA on the tiny instructions: 54 rows are 4 steps of an epoch."""
     return [
-        "task=alpaca", "backbone=smollm2", f"backbone.path={tiny_llama}", "backbone.name=tiny", "data=local",
-        f"data.root={tiny_alpaca}", "epochs=2", "batch_size=16", f"results_dir={tmp_path}/results",
+        "task=alpaca",
+        "backbone=smollm2",
+        f"backbone.path={tiny_llama}",
+        "backbone.name=tiny",
+        "data=local",
+        f"data.root={tiny_alpaca}",
+        "epochs=2",
+        "batch_size=16",
+        f"results_dir={tmp_path}/results",
         f"output_dir={tmp_path}/outputs",
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture(scope="session")

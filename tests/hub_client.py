@@ -74,8 +74,15 @@ def weights(cache: Path, *overrides: str, offline: bool = False) -> tuple[dict[s
     return files, backbone.origin(), total
 
 
-def fetched(cache: Path, repo: str, *, kind: str = "dataset", revision: str = "main", offline: bool = False,
-            patterns: tuple[str, ...] = ("*",)) -> tuple[dict[str, str] | str, str | None, list[float]]:  # fmt: skip
+def fetched(
+    cache: Path,
+    repo: str,
+    *,
+    kind: str = "dataset",
+    revision: str = "main",
+    offline: bool = False,
+    patterns: tuple[str, ...] = ("*",),
+) -> tuple[dict[str, str] | str, str | None, list[float]]:
     """({file: sha256}, commit, waits) of a snapshot; (the line, None, waits) where it is refused."""
     with at(cache, offline) as waits:
         try:

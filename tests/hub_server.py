@@ -233,11 +233,22 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         files = repo.commits[sha]
         if what in (None, "revision"):
-            return self._json({
-                "_id": sha[:24], "id": name, "sha": sha, "private": False, "gated": "manual" if repo.gated else False,
-                "disabled": False, "downloads": 0, "likes": 0, "tags": [], "lastModified": "2024-01-01T00:00:00.000Z",
-                "createdAt": "2024-01-01T00:00:00.000Z", "siblings": [{"rfilename": path} for path in sorted(files)],
-            })  # fmt: skip
+            return self._json(
+                {
+                    "_id": sha[:24],
+                    "id": name,
+                    "sha": sha,
+                    "private": False,
+                    "gated": "manual" if repo.gated else False,
+                    "disabled": False,
+                    "downloads": 0,
+                    "likes": 0,
+                    "tags": [],
+                    "lastModified": "2024-01-01T00:00:00.000Z",
+                    "createdAt": "2024-01-01T00:00:00.000Z",
+                    "siblings": [{"rfilename": path} for path in sorted(files)],
+                }
+            )
         if what == "tree":
             entries = _entries(
                 files, unquote(folder), query.get("recursive", ["False"])[0].lower() == "true", self.hub.chunked
@@ -311,10 +322,13 @@ class _Handler(BaseHTTPRequestHandler):
             "url": f"{self.hub.url}/cas/v1/xorbs/{sha256}",
             "url_range": {"start": 0, "end": len(stored) - 1},
         }
-        return self._json({
-            "offset_into_first_range": 0, "fetch_info": {sha256: [place]},
-            "terms": [{"hash": sha256, "unpacked_length": len(content), "range": chunks}],
-        })  # fmt: skip
+        return self._json(
+            {
+                "offset_into_first_range": 0,
+                "fetch_info": {sha256: [place]},
+                "terms": [{"hash": sha256, "unpacked_length": len(content), "range": chunks}],
+            }
+        )
 
     def _file(self, content: bytes, headers: dict[str, str] | None = None) -> None:
         headers, status, whole = {"Accept-Ranges": "bytes", **(headers or {})}, 200, len(content)

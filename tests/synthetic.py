@@ -19,10 +19,27 @@ def yaml(name: str) -> dict:
 
 
 def record(
-    *, method="lora", n=None, r=8, task="mrpc", seed=0, curve=(0.8, 0.9), halves=None, experiment="mplora_table2",
-    recipe=None, backbone="roberta_base", weights="a" * 64, data="b" * 64, seeds=(0, 1, 2), dirty=False, adapter=294912,
-    seen=(), own=(), own_data=None, **config,
-) -> RunRecord:  # fmt: skip
+    *,
+    method="lora",
+    n=None,
+    r=8,
+    task="mrpc",
+    seed=0,
+    curve=(0.8, 0.9),
+    halves=None,
+    experiment="mplora_table2",
+    recipe=None,
+    backbone="roberta_base",
+    weights="a" * 64,
+    data="b" * 64,
+    seeds=(0, 1, 2),
+    dirty=False,
+    adapter=294912,
+    seen=(),
+    own=(),
+    own_data=None,
+    **config,
+) -> RunRecord:
     """One seed of one run. curve: the metric per epoch; halves: (first half, second half) per epoch, by default equal to
     the curve; `own` overrides the method's keys, `own_data` are those of the data's source, `config` overrides
     the top-level keys of the recipe's config."""
@@ -38,10 +55,22 @@ def record(
         "data": own_data or {},
     } | config
     epochs = [
-        {"epoch": number, "step": 10 * number, "lr": 1e-4, "train_loss": 0.5, "penalty": 0.0, "metrics": {metric: value},
-         "halves": [{metric: half} for half in both], "train_seconds": 2.0, "eval_seconds": 1.0, "report": {}}
-        for number, (value, both) in enumerate(zip(curve, halves or [(value, value) for value in curve], strict=True), 1)
-    ]  # fmt: skip
+        {
+            "epoch": number,
+            "step": 10 * number,
+            "lr": 1e-4,
+            "train_loss": 0.5,
+            "penalty": 0.0,
+            "metrics": {metric: value},
+            "halves": [{metric: half} for half in both],
+            "train_seconds": 2.0,
+            "eval_seconds": 1.0,
+            "report": {},
+        }
+        for number, (value, both) in enumerate(
+            zip(curve, halves or [(value, value) for value in curve], strict=True), 1
+        )
+    ]
     digest = config_hash(full)
     return RunRecord(
         run_id=f"{experiment}/{task}/{method}-{digest[:10]}-s{seed}",

@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import composed, files, write_csv
-from test_data import write
+from helpers import write_columns
 
 from melora_bench.files import ROOT
 from melora_bench.models.backbones import Encoder
@@ -73,21 +73,39 @@ PAIR = ("sentence1", "sentence2", "label")
         (["task.metrics=[bleu]"], r"metric 'bleu' is unknown: use one of accuracy, f1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)  # fmt: skip
+)
 def test_a_value_that_cannot_be(overrides, message, refused):
     refused(message, *overrides)
 
 
-@pytest.mark.parametrize("override", ["method.r=2.5", "method.r=x", "batch_size=2.5", "epochs=1.5", "max_train_rows=x",
-                                      "method.target_modules=query", "seeds=[true]", "warmup_ratio=2"])  # fmt: skip
+@pytest.mark.parametrize(
+    "override",
+    [
+        "method.r=2.5",
+        "method.r=x",
+        "batch_size=2.5",
+        "epochs=1.5",
+        "max_train_rows=x",
+        "method.target_modules=query",
+        "seeds=[true]",
+        "warmup_ratio=2",
+    ],
+)
 def test_a_value_of_another_kind(override, refused):
     """The line names the key and the value as they were given."""
     key, value = override.split("=")
     refused(rf"(?i){re.escape(key)}.*{re.escape(value.strip('[]'))}", override)
 
 
-@pytest.mark.parametrize(("key", "there"), [("+method.rnk", "lora_dropout"), ("+task.metrc", "eval_splits"),
-                                            ("+data.rot", "splits"), ("+backbone.pth", "revision")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "there"),
+    [
+        ("+method.rnk", "lora_dropout"),
+        ("+task.metrc", "eval_splits"),
+        ("+data.rot", "splits"),
+        ("+backbone.pth", "revision"),
+    ],
+)
 def test_an_unexpected_key(key, there, refused):
     """The line names the group, the key, and the keys there are."""
     group, name = key[1:].split(".")
@@ -150,7 +168,7 @@ def test_a_score_outside_the_range(root, refused):
 @pytest.mark.parametrize(("split", "ending"), [("train", "csv"), ("validation", "csv"), ("train", "parquet")])
 def test_an_empty_split(split, ending, root, refused):
     (root / "mrpc" / f"{split}.csv").unlink()
-    write(root / "mrpc" / f"{split}.{ending}", {name: [] for name in PAIR})
+    write_columns(root / "mrpc" / f"{split}.{ending}", {name: [] for name in PAIR})
     message = rf"mrpc/{split}\.{ending} has no rows: the {split} split of mrpc is empty"
     refused(message, "task=mrpc", f"data.root={root}")
 
@@ -164,7 +182,7 @@ def test_a_file_with_nothing_in_it(ending, root, refused):
 
 @pytest.mark.parametrize("part", [0.3, 0.9])
 def test_a_truncated_parquet_file(part, root, refused):
-    path = write(root / "mrpc" / "train.parquet", {name: [f"{name} {i}" for i in range(200)] for name in PAIR})
+    path = write_columns(root / "mrpc" / "train.parquet", {name: [f"{name} {i}" for i in range(200)] for name in PAIR})
     content = path.read_bytes()
     path.write_bytes(content[: int(part * len(content))])
     refused(r"mrpc/train\.parquet cannot be read as parquet .*is the file complete\?", "task=mrpc", f"data.root={root}")
@@ -172,20 +190,24 @@ def test_a_truncated_parquet_file(part, root, refused):
 
 def test_a_truncated_jsonl_file(root, refused):
     (root / "sst2" / "train.csv").unlink()
-    path = write(root / "sst2" / "train.jsonl", {"sentence": ["good film"] * 9, "label": [0, 1, 0] * 3})
+    path = write_columns(root / "sst2" / "train.jsonl", {"sentence": ["good film"] * 9, "label": [0, 1, 0] * 3})
     path.write_bytes(path.read_bytes()[:-9])
     refused(r"sst2/train\.jsonl cannot be read as jsonl .*is the file complete\?", f"data.root={root}")
 
 
 def test_a_text_that_is_missing(root, refused):
     (root / "sst2" / "train.csv").unlink()
-    write(root / "sst2" / "train.jsonl", {"sentence": ["good film", None, "bad"], "label": [1, 0, 0]})
+    write_columns(root / "sst2" / "train.jsonl", {"sentence": ["good film", None, "bad"], "label": [1, 0, 0]})
     refused(r"sst2/train\.jsonl.*'?sentence'?.*row 1", f"data.root={root}")
 
 
 def test_the_hub_offline(refused):
-    refused(r"cannot fetch nyu-mll/glue at 'main' .*offline, use data=local data\.root=DIR", "data=hub", "task=mrpc",
-            drop=("data",))  # fmt: skip
+    refused(
+        r"cannot fetch nyu-mll/glue at 'main' .*offline, use data=local data\.root=DIR",
+        "data=hub",
+        "task=mrpc",
+        drop=("data",),
+    )
 
 
 def test_a_task_that_is_not_embedded(refused):
@@ -198,13 +220,21 @@ def test_a_task_that_is_not_embedded(refused):
 def test_a_hub_language_model_offline(refused, tmp_path):
     rows = tmp_path / "rows.json"
     rows.write_text(json.dumps([{"instruction": "Add.", "input": "", "output": "1"}] * 20))
-    refused(r"cannot fetch meta-llama/Llama-2-7b-hf .*backbone\.path=DIR .*or backbone=smollm2$",
-            "backbone=llama2_7b", "backbone.path=null", "task=alpaca", "data=local", f"data.root={rows}")  # fmt: skip
+    refused(
+        r"cannot fetch meta-llama/Llama-2-7b-hf .*backbone\.path=DIR .*or backbone=smollm2$",
+        "backbone=llama2_7b",
+        "backbone.path=null",
+        "task=alpaca",
+        "data=local",
+        f"data.root={rows}",
+    )
 
 
 def test_a_hub_backbone_offline(refused):
-    refused(r"cannot fetch FacebookAI/roberta-base at 'main' .*backbone\.path=DIR .*or backbone=minilm",
-            "backbone.path=null")  # fmt: skip
+    refused(
+        r"cannot fetch FacebookAI/roberta-base at 'main' .*backbone\.path=DIR .*or backbone=minilm",
+        "backbone.path=null",
+    )
 
 
 @pytest.mark.parametrize("missing", ["model.safetensors", "config.json", "tokenizer.json"])
@@ -223,8 +253,10 @@ def test_a_backbone_with_a_truncated_file(broken, tiny_roberta, tmp_path, refuse
 
 
 def test_a_backbone_folder_that_is_not_there(refused):
-    refused(r"backbone\.path=/nowhere holds no config\.json: name a transformers checkpoint folder",
-            "backbone.path=/nowhere")  # fmt: skip
+    refused(
+        r"backbone\.path=/nowhere holds no config\.json: name a transformers checkpoint folder",
+        "backbone.path=/nowhere",
+    )
 
 
 def test_texts_longer_than_the_model_reads(root, refused):
@@ -238,8 +270,10 @@ def test_texts_longer_than_the_model_reads(root, refused):
 
 @pytest.mark.parametrize("source", ["adhoc/sst2/lora-0123456789", "/nowhere"])
 def test_an_adapter_that_is_not_there(source, refused):
-    refused(rf"init_from: \S*{source}\S*/last\.safetensors does not exist; name a finished run as <experiment>/",
-            f"init_from={source}")  # fmt: skip
+    refused(
+        rf"init_from: \S*{source}\S*/last\.safetensors does not exist; name a finished run as <experiment>/",
+        f"init_from={source}",
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"not an adapter at all", None])

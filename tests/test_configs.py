@@ -136,9 +136,17 @@ def test_recipes_hold_the_papers_numbers_and_nothing_else(paper):
             expected[task] = own | PAPERS[paper] | {"warmup_ratio": 0.06, "max_grad_norm": 1.0}
     if paper == "melora":
         expected["alpaca"] = {
-            "lr": 3e-4, "head_lr_scale": 1.0, "weight_decay": 0.0, "warmup_steps": 100, "max_grad_norm": 1.0, "epochs": 3,
-            "eval_steps": 200, "batch_size": 128, "accumulation": 16, "max_length": 256,
-        }  # fmt: skip
+            "lr": 3e-4,
+            "head_lr_scale": 1.0,
+            "weight_decay": 0.0,
+            "warmup_steps": 100,
+            "max_grad_norm": 1.0,
+            "epochs": 3,
+            "eval_steps": 200,
+            "batch_size": 128,
+            "accumulation": 16,
+            "max_length": 256,
+        }
     folder = CONFIGS / "recipe" / paper
     found = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in folder.glob("*.yaml")}
     assert found == expected
@@ -198,8 +206,12 @@ def test_every_module_with_a_method_has_a_yaml():
     modules = [
         importlib.import_module(f"melora_bench.methods.{m.name}") for m in pkgutil.iter_modules(methods.__path__)
     ]
-    found = {m.__name__ for m in modules for value in vars(m).values()
-             if inspect.isclass(value) and issubclass(value, Method) and value.__module__ == m.__name__}  # fmt: skip
+    found = {
+        m.__name__
+        for m in modules
+        for value in vars(m).values()
+        if inspect.isclass(value) and issubclass(value, Method) and value.__module__ == m.__name__
+    }
     targets = {composed([f"method={name}"]).method._target_.rpartition(".")[0] for name in options("method")}
     assert found - {Method.__module__} == targets
 

@@ -1,8 +1,9 @@
 """docs/methods.md says what the code does: it is what `make docs` writes, its formulas hold, its tests exist."""
 
 import pytest
+from helpers import calculated
 from hydra.utils import get_class
-from test_contract import METHODS, PACKING
+from method_helpers import METHODS, PACKING
 
 from melora_bench.files import ROOT
 from melora_bench.results import methods_page
@@ -30,7 +31,7 @@ def test_a_methods_formulas_hold(name, shape):
     said = methods_page.facts(get_class(config._target_))
     counted = methods_page.measured(name, shape, *(f"{key}={value}" for key, value in sizes.items()))
     values = {"d_in": shape[0], "d_out": shape[1], **{key: config[key] for key in ("n",) if key in config}, **sizes}
-    assert {key: eval(said.get(key, "0"), values) for key in counted} == counted
+    assert {key: calculated(said.get(key, "0"), values) for key in counted} == counted
 
 
 def test_every_method_says_what_the_page_shows():

@@ -35,9 +35,20 @@ from melora_bench.training.run import RunError
 def adapter(tiny_roberta, tiny_data, tmp_path_factory):
     """The adapter file of a short run, with an account of its own."""
     root = tmp_path_factory.mktemp("adapter")
-    run_point(["backbone=roberta_base", f"backbone.path={tiny_roberta}", "backbone.name=tiny", "data=local",
-               f"data.root={tiny_data}", "task=sst2", "epochs=1", "batch_size=16", f"results_dir={root}/results",
-               f"output_dir={root}/outputs"])  # fmt: skip
+    run_point(
+        [
+            "backbone=roberta_base",
+            f"backbone.path={tiny_roberta}",
+            "backbone.name=tiny",
+            "data=local",
+            f"data.root={tiny_data}",
+            "task=sst2",
+            "epochs=1",
+            "batch_size=16",
+            f"results_dir={root}/results",
+            f"output_dir={root}/outputs",
+        ]
+    )
     [path] = (root / "outputs").rglob("last.safetensors")
     return path
 
@@ -82,9 +93,19 @@ def nested(marker) -> dict:
     return {"_target_": "builtins.open", "file": str(marker), "mode": "w"}
 
 
-@pytest.mark.parametrize(("group", "key"), [("method", "r"), ("method", "target_modules"), ("method", "extra"),
-                                            ("task", "num_labels"), ("task", "text"), ("backbone", "target_modules"),
-                                            ("backbone", "head"), ("backbone", "dropout")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("group", "key"),
+    [
+        ("method", "r"),
+        ("method", "target_modules"),
+        ("method", "extra"),
+        ("task", "num_labels"),
+        ("task", "text"),
+        ("backbone", "target_modules"),
+        ("backbone", "head"),
+        ("backbone", "dropout"),
+    ],
+)
 def test_a_class_named_in_an_adapter_is_never_called(group, key, adapter, export, tmp_path):
     """Neither as a value nor inside a list; the marker that its call would leave is not there."""
     for place in (lambda value: value, lambda value: [value]):
@@ -128,14 +149,37 @@ def test_an_option_that_configs_does_not_have(group, choice, adapter, export):
     assert code == 1 and re.search(rf"{group}=\S+ is no option|choices\.{group} is .*, not a name of", err)
 
 
-@pytest.mark.parametrize(("key", "value"), [
-    ("seed", "0/../../x"), ("seed", "0"), ("seed", -1), ("seed", 0.5), ("seed", True), ("run_id", "a/b/c-s0/../../x"),
-    ("run_id", "../b/c-s0"), ("run_id", "a/b/c-s1"), ("run_id", "a/b/c\n-s0"), ("step", 99), ("step", -1), ("step", "5"),
-    ("total_steps", 1e9), ("epoch", float("nan")), ("epoch", "1"), ("metrics", {"accuracy": float("inf")}),
-    ("metrics", {"a|b\n": 1.0}), ("metrics", []), ("git", {"commit": "x\n# y", "dirty": False}), ("git", "x"),
-    ("model", {"name": "../x", "sha256": "0" * 64}), ("model", {"name": "tiny", "sha256": "short"}), ("model", {}),
-    ("config", []), ("config", {"method": {}}), ("choices", []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", "0/../../x"),
+        ("seed", "0"),
+        ("seed", -1),
+        ("seed", 0.5),
+        ("seed", True),
+        ("run_id", "a/b/c-s0/../../x"),
+        ("run_id", "../b/c-s0"),
+        ("run_id", "a/b/c-s1"),
+        ("run_id", "a/b/c\n-s0"),
+        ("step", 99),
+        ("step", -1),
+        ("step", "5"),
+        ("total_steps", 1e9),
+        ("epoch", float("nan")),
+        ("epoch", "1"),
+        ("metrics", {"accuracy": float("inf")}),
+        ("metrics", {"a|b\n": 1.0}),
+        ("metrics", []),
+        ("git", {"commit": "x\n# y", "dirty": False}),
+        ("git", "x"),
+        ("model", {"name": "../x", "sha256": "0" * 64}),
+        ("model", {"name": "tiny", "sha256": "short"}),
+        ("model", {}),
+        ("config", []),
+        ("config", {"method": {}}),
+        ("choices", []),
+    ],
+)
 def test_a_value_that_no_run_of_ours_writes(key, value, adapter, export):
     account = account_of(adapter)
     account[key] = value
@@ -168,8 +212,14 @@ def test_a_repository_that_only_the_adapter_names(adapter, tmp_path, capsys):
     assert "somebody/else as its backbone, which is none of ours" in capsys.readouterr().err
 
 
-PLAIN = st.one_of(st.none(), st.booleans(), st.integers(-3, 10**12), st.floats(), st.text(max_size=12),
-                  st.sampled_from(["../../x", "${oc.env:HOME}", "\n| x |", "__import__", "a" * 2000]))  # fmt: skip
+PLAIN = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 10**12),
+    st.floats(),
+    st.text(max_size=12),
+    st.sampled_from(["../../x", "${oc.env:HOME}", "\n| x |", "__import__", "a" * 2000]),
+)
 KEYS = st.text(max_size=6)
 VALUES = st.recursive(
     PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=6
@@ -187,8 +237,13 @@ def put(value: object, trail: tuple, new: object) -> None:
 
 
 def fuzz(examples: int):
-    return settings(max_examples=examples, deadline=None, derandomize=examples < 1000, print_blob=True,
-                    suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=examples < 1000,
+        print_blob=True,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+    )
 
 
 def whatever_an_account_says(adapter, export, data) -> None:
@@ -253,8 +308,15 @@ def test_no_code_of_a_model_folder_runs(name, folder, tmp_path, refused, monkeyp
 
 
 def encoder(folder) -> Encoder:
-    fields = {"name": "tiny", "repo": None, "revision": None, "target_modules": ["query"], "dropout": None, "seen": [],
-              "head": "classifier"}  # fmt: skip
+    fields = {
+        "name": "tiny",
+        "repo": None,
+        "revision": None,
+        "target_modules": ["query"],
+        "dropout": None,
+        "seen": [],
+        "head": "classifier",
+    }
     return Encoder(path=str(folder), **fields)
 
 
@@ -309,9 +371,20 @@ def test_shards_are_hashed_in_the_order_of_their_names_and_loaded(folder):
     assert encoder(folder).origin()["sha256"] != before
 
 
-@pytest.mark.parametrize("index", [{"weight_map": {"a": "../other.safetensors"}}, {"weight_map": {"a": "/etc/passwd"}},
-                                   {"weight_map": {"a": "x.bin"}}, {"weight_map": {"a": 3}}, {"weight_map": {}},
-                                   {"weight_map": []}, {}, [], "x"])  # fmt: skip
+@pytest.mark.parametrize(
+    "index",
+    [
+        {"weight_map": {"a": "../other.safetensors"}},
+        {"weight_map": {"a": "/etc/passwd"}},
+        {"weight_map": {"a": "x.bin"}},
+        {"weight_map": {"a": 3}},
+        {"weight_map": {}},
+        {"weight_map": []},
+        {},
+        [],
+        "x",
+    ],
+)
 def test_an_index_that_names_other_places(index, folder, refused):
     names = ["model-00001-of-00001.safetensors"]
     shutil.copy(folder / "model.safetensors", folder.parent / "other.safetensors")
@@ -344,9 +417,19 @@ def test_the_names_of_public_weights_are_options():
 def begun(tiny_roberta, tiny_data, tmp_path_factory):
     """(overrides, path): a run of seeds 0 and 1 that died in its second epoch, and its checkpoint."""
     root = tmp_path_factory.mktemp("begun")
-    overrides = ["backbone=roberta_base", f"backbone.path={tiny_roberta}", "backbone.name=tiny", "data=local",
-                 f"data.root={tiny_data}", "task=sst2", "epochs=3", "batch_size=24", f"results_dir={root}/results",
-                 f"output_dir={root}/outputs", "seeds=[0,1]"]  # fmt: skip
+    overrides = [
+        "backbone=roberta_base",
+        f"backbone.path={tiny_roberta}",
+        "backbone.name=tiny",
+        "data=local",
+        f"data.root={tiny_data}",
+        "task=sst2",
+        "epochs=3",
+        "batch_size=24",
+        f"results_dir={root}/results",
+        f"output_dir={root}/outputs",
+        "seeds=[0,1]",
+    ]
     interrupt(overrides)
     [path] = (root / "outputs").rglob("checkpoint.pt")
     return overrides, path
@@ -412,24 +495,40 @@ def first(tensors: dict) -> str:
     return min(tensors)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda state: state["trainer"].update(step=100), "step 100 is not the end of a round of this run of 9 steps"),
-    (lambda state: state["trainer"].update(step=2), "step 2 is not the end of a round"),
-    (lambda state: state["trainer"].update(step=-3), "step -3 is not"),
-    (lambda state: state["trainer"].update(step="3"), "step 3 is not"),
-    (lambda state: state["trainer"]["history"].pop(), "it holds 1 replicas, this run has 2"),
-    (lambda state: state["trainer"].update(failed_at=torch.tensor([-1])), "this run has 2"),
-    (lambda state: state["trainer"]["params"].pop(first(state["trainer"]["params"])), "is a tensor of one side alone"),
-    (lambda state: state["trainer"]["params"].update(x=torch.zeros(1)), "x is a tensor of one side alone"),
-    (lambda state: state["trainer"]["params"].update({first(state["trainer"]["params"]): torch.zeros(1)}), r"is \(1,\), here"),
-    (lambda state: state["trainer"]["optimizer"]["state"][0].update(exp_avg=torch.zeros(1)), r"exp_avg of tensor 0 is \(1,\)"),
-    (lambda state: state["trainer"]["optimizer"]["param_groups"].pop(), "does not fit this run"),
-    (lambda state: state["trainer"].pop("method"), "does not fit this run"),
-    (lambda state: state.update(trainer=None), "does not fit this run"),
-    (lambda state: state["run"].update(seeds=[0, 2]), r"begun as another run \(seeds: 0 and 2 there, 0 and 1 here\)"),
-    (lambda state: state["run"].update(steps=24), r"begun as another run \(steps: 24 there, 9 here\)"),
-    (lambda state: state["run"].update(config="0" * 64), r"begun as another run \(config: sha256 0000000000 there"),
-], ids=range(16))  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state["trainer"].update(step=100), "step 100 is not the end of a round of this run of 9 steps"),
+        (lambda state: state["trainer"].update(step=2), "step 2 is not the end of a round"),
+        (lambda state: state["trainer"].update(step=-3), "step -3 is not"),
+        (lambda state: state["trainer"].update(step="3"), "step 3 is not"),
+        (lambda state: state["trainer"]["history"].pop(), "it holds 1 replicas, this run has 2"),
+        (lambda state: state["trainer"].update(failed_at=torch.tensor([-1])), "this run has 2"),
+        (
+            lambda state: state["trainer"]["params"].pop(first(state["trainer"]["params"])),
+            "is a tensor of one side alone",
+        ),
+        (lambda state: state["trainer"]["params"].update(x=torch.zeros(1)), "x is a tensor of one side alone"),
+        (
+            lambda state: state["trainer"]["params"].update({first(state["trainer"]["params"]): torch.zeros(1)}),
+            r"is \(1,\), here",
+        ),
+        (
+            lambda state: state["trainer"]["optimizer"]["state"][0].update(exp_avg=torch.zeros(1)),
+            r"exp_avg of tensor 0 is \(1,\)",
+        ),
+        (lambda state: state["trainer"]["optimizer"]["param_groups"].pop(), "does not fit this run"),
+        (lambda state: state["trainer"].pop("method"), "does not fit this run"),
+        (lambda state: state.update(trainer=None), "does not fit this run"),
+        (
+            lambda state: state["run"].update(seeds=[0, 2]),
+            r"begun as another run \(seeds: 0 and 2 there, 0 and 1 here\)",
+        ),
+        (lambda state: state["run"].update(steps=24), r"begun as another run \(steps: 24 there, 9 here\)"),
+        (lambda state: state["run"].update(config="0" * 64), r"begun as another run \(config: sha256 0000000000 there"),
+    ],
+    ids=range(16),
+)
 def test_a_checkpoint_of_something_else(change, message, begun, resumed, tmp_path):
     """The hash being right, what it says is held against the run before anything is loaded."""
     line = resumed(with_state(begun, tmp_path, change))

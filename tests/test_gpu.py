@@ -7,8 +7,8 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA start
 import pytest
 import torch
 from conftest import interrupt, run_point
-from test_contract import METHODS
-from test_training import NO_DROPOUT, adapters, curves, equal, poison_replica_1, without_dropout
+from helpers import NO_DROPOUT, adapters, curves, equal, poison_replica_1, without_dropout
+from method_helpers import METHODS
 
 from melora_bench.methods.lora import LoRA
 from melora_bench.records import records

@@ -95,41 +95,53 @@ def test_the_shape_of_a_record_covers_its_keys():
     assert records.SHAPE.keys() == records.KEYS
 
 
-@pytest.mark.parametrize(("trail", "value", "message"), [
-    (("run_id",), f"mplora_table2/mrpc/../../{RECORD.stem}", r"run_id is '.*', not names of letters, digits, _, - and \."),
-    (("choices", "backbone"), "../../evil", r"choices\.backbone is '\.\./\.\./evil', not a name"),
-    (("choices", "backbone"), "..", r"choices\.backbone is '\.\.', not a name"),
-    (("choices", "method"), "lora$", r"choices\.method is 'lora\$', not a name"),
-    (("choices", "recipe"), "mplora/../x", r"choices\.recipe is 'mplora/\.\./x', not names"),
-    (("choices", "task"), None, r"choices\.task is None, not a name"),
-    (("metric",), "=cmd", r"metric is '=cmd', not a name"),
-    (("seed",), -1, r"seed is -1, not a whole number from 0 on"),
-    (("seed",), True, r"seed is True, not a whole number"),
-    (("packed_with",), [0, "1"], r"packed_with\.1 is '1', not a whole number"),
-    (("versions",), [1], r"versions is \[1\], not an object"),
-    (("params", "adapter"), 1.5, r"params\.adapter is 1\.5, not a whole number"),
-    (("params", "adapter"), 2**200, r"params\.adapter is \d+\.\.\.\d+, not a whole number"),
-    (("epochs",), [], r"epochs is empty"),
-    (("data", "train", "sha256"), [], r"data\.train\.sha256 is empty"),
-    (("epochs",), {}, r"epochs is \{\}, not a list"),
-    (("epochs", 0), 3, r"epochs\.0 is 3, not an object"),
-    (("epochs", 0, "metrics", "accuracy"), "0.9", r"epochs\.0\.metrics\.accuracy is '0\.9', not a number"),
-    (("epochs", 0, "metrics", "accuracy"), 1e300, r"epochs\.0\.metrics\.accuracy is 1e\+300, not a number"),
-    (("epochs", 0, "metrics"), {"\ue000": None}, r"epochs\.0\.metrics\.'\\ue000' is None, not a number"),
-    (("epochs", 0, "metrics"), {}, r"an epoch lacks accuracy"),
-    (("epochs", 0, "halves"), [{"accuracy": 1.0}], r"an epoch lacks accuracy, on the whole set or on one of two halves"),
-    (("epochs", 0, "report"), {"distinct_paths": "1"}, r"report\.distinct_paths is '1', not a whole number"),
-    (("data", "train"), {"rows": 1, "sha256": ["a"], "label": 3}, r"data\.train\.label is 3, not a text"),
-    (("env", "device"), 3, r"env\.device is 3, not a text"),
-    (("config", "backbone", "seen"), [3], r"config\.backbone\.seen\.0 is 3, not a text"),
-    (("git", "dirty"), "no", r"git\.dirty is 'no', not true or false"),
-    (("wall_seconds",), None, r"wall_seconds is None, not a number"),
-    (("env", "device"), "a\nGPU", r"has control characters in a text"),
-    (("env", "a\0b"), "GPU", r"has control characters in a text"),
-    (("model", "name"), "\x1b[2J", r"has control characters in a text"),
-    (("model", "name"), "a\u2028b", r"has control characters in a text"),
-    (("config", "method", "note"), "\x1b[2J", r"has control characters in a text"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("trail", "value", "message"),
+    [
+        (
+            ("run_id",),
+            f"mplora_table2/mrpc/../../{RECORD.stem}",
+            r"run_id is '.*', not names of letters, digits, _, - and \.",
+        ),
+        (("choices", "backbone"), "../../evil", r"choices\.backbone is '\.\./\.\./evil', not a name"),
+        (("choices", "backbone"), "..", r"choices\.backbone is '\.\.', not a name"),
+        (("choices", "method"), "lora$", r"choices\.method is 'lora\$', not a name"),
+        (("choices", "recipe"), "mplora/../x", r"choices\.recipe is 'mplora/\.\./x', not names"),
+        (("choices", "task"), None, r"choices\.task is None, not a name"),
+        (("metric",), "=cmd", r"metric is '=cmd', not a name"),
+        (("seed",), -1, r"seed is -1, not a whole number from 0 on"),
+        (("seed",), True, r"seed is True, not a whole number"),
+        (("packed_with",), [0, "1"], r"packed_with\.1 is '1', not a whole number"),
+        (("versions",), [1], r"versions is \[1\], not an object"),
+        (("params", "adapter"), 1.5, r"params\.adapter is 1\.5, not a whole number"),
+        (("params", "adapter"), 2**200, r"params\.adapter is \d+\.\.\.\d+, not a whole number"),
+        (("epochs",), [], r"epochs is empty"),
+        (("data", "train", "sha256"), [], r"data\.train\.sha256 is empty"),
+        (("epochs",), {}, r"epochs is \{\}, not a list"),
+        (("epochs", 0), 3, r"epochs\.0 is 3, not an object"),
+        (("epochs", 0, "metrics", "accuracy"), "0.9", r"epochs\.0\.metrics\.accuracy is '0\.9', not a number"),
+        (("epochs", 0, "metrics", "accuracy"), 1e300, r"epochs\.0\.metrics\.accuracy is 1e\+300, not a number"),
+        (("epochs", 0, "metrics"), {"\ue000": None}, r"epochs\.0\.metrics\.'\\ue000' is None, not a number"),
+        (("epochs", 0, "metrics"), {}, r"an epoch lacks accuracy"),
+        (
+            ("epochs", 0, "halves"),
+            [{"accuracy": 1.0}],
+            r"an epoch lacks accuracy, on the whole set or on one of two halves",
+        ),
+        (("epochs", 0, "report"), {"distinct_paths": "1"}, r"report\.distinct_paths is '1', not a whole number"),
+        (("data", "train"), {"rows": 1, "sha256": ["a"], "label": 3}, r"data\.train\.label is 3, not a text"),
+        (("env", "device"), 3, r"env\.device is 3, not a text"),
+        (("config", "backbone", "seen"), [3], r"config\.backbone\.seen\.0 is 3, not a text"),
+        (("git", "dirty"), "no", r"git\.dirty is 'no', not true or false"),
+        (("wall_seconds",), None, r"wall_seconds is None, not a number"),
+        (("env", "device"), "a\nGPU", r"has control characters in a text"),
+        (("env", "a\0b"), "GPU", r"has control characters in a text"),
+        (("model", "name"), "\x1b[2J", r"has control characters in a text"),
+        (("model", "name"), "a\u2028b", r"has control characters in a text"),
+        (("config", "method", "note"), "\x1b[2J", r"has control characters in a text"),
+    ],
+    ids=str,
+)
 def test_a_sealed_record_of_values_that_cannot_be(trail, value, message, tmp_path):
     path = sealed(real(*trail, value=value), tmp_path)
     line = refusal(records.load, path)
@@ -137,9 +149,19 @@ def test_a_sealed_record_of_values_that_cannot_be(trail, value, message, tmp_pat
     assert line.endswith("; restore it from version control, or delete it and run that point again")
 
 
-@pytest.mark.parametrize("text", [
-    "NaN", "Infinity", "-Infinity", "1e999", "9" * 5000, "[" * 100_000, '{"a":' * 100_000,
-], ids=lambda text: text[:9])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "NaN",
+        "Infinity",
+        "-Infinity",
+        "1e999",
+        "9" * 5000,
+        "[" * 100_000,
+        '{"a":' * 100_000,
+    ],
+    ids=lambda text: text[:9],
+)
 @pytest.mark.parametrize("key", ["config", "epochs", "wall_seconds"])
 def test_numbers_and_nesting_that_json_cannot_hold(key, text, tmp_path):
     """Wherever they stand: what `json` reads beyond the standard is refused."""
@@ -286,12 +308,15 @@ def adapter(folder: Path, change: dict, **tensors: torch.Tensor) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("change", "scales"), [
-    ({}, [2, 2, 2]),
-    ({"alpha_pattern": {"layer.1.query": 3, "query": 7}}, [3.5, 1.5, 2]),
-    ({"alpha_pattern": {"^encoder.layer.0.query": 1, "^layer.1.query": 9, "uery": 9}}, [0.5, 2, 2]),
-    ({"alpha_pattern": None, "rank_pattern": {"dense": 2}, "use_rslora": True}, [4 / math.sqrt(2)] * 3),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "scales"),
+    [
+        ({}, [2, 2, 2]),
+        ({"alpha_pattern": {"layer.1.query": 3, "query": 7}}, [3.5, 1.5, 2]),
+        ({"alpha_pattern": {"^encoder.layer.0.query": 1, "^layer.1.query": 9, "uery": 9}}, [0.5, 2, 2]),
+        ({"alpha_pattern": None, "rank_pattern": {"dense": 2}, "use_rslora": True}, [4 / math.sqrt(2)] * 3),
+    ],
+)
 def test_a_pattern_means_names_and_their_endings(change, scales, tmp_path):
     made = layers()
     load_peft(made, "head", 0, adapter(tmp_path, change))
@@ -314,25 +339,32 @@ def test_names_and_endings_are_matched_as_stock_peft_does(data):
     assert found == {name: pattern.get(get_pattern_key(list(pattern), name), 0) for name in names}
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"alpha_pattern": {"(e+)+$": 3}}, r"has alpha_pattern of \(e\+\)\+\$, a regular expression: name each module"),
-    ({"rank_pattern": {"(.*)*x": 3}}, r"has rank_pattern of \(\.\*\)\*x, a regular expression"),
-    ({"alpha_pattern": ["query"]}, r"has alpha_pattern=\['query'\], which is no object of numbers"),
-    ({"alpha_pattern": {"query": "3"}}, r"has query=3, which is no number"),
-    ({"alpha_pattern": {"query": math.nan}}, r"has query=nan, which is no number"),
-    ({"alpha_pattern": {"a\nb": 3}}, r"has alpha_pattern of 'a\\nb', a regular expression"),
-    ({"lora_alpha": math.inf}, r"has lora_alpha=inf, which is no number"),
-    ({"lora_alpha": True}, r"has lora_alpha=True, which is no number"),
-    ({"lora_alpha": 10**400}, r"has lora_alpha=10+\.\.\.0+, which is no number"),
-    ({"r": "8"}, r"has r=8, which is no number"),
-    ({"r": 0}, r"has rank 0 for encoder\.layer\.0\.query, but factors of shapes \(4, 2\) and \(2, 6\)"),
-    ({"r": 4}, r"has rank 4 for encoder\.layer\.0\.query, but factors of shapes \(4, 2\) and \(2, 6\)"),
-    ({"use_rslora": "no"}, r"has use_rslora=no, which is neither true nor false"),
-    ({"peft_type": "\x1b[2J"}, r"is '\\x1b\[2J', not LORA"),
-    ({"peft_type": [[[[[[[[1]]]]]]]]}, r"is \[{6,7}\.\.\.\]{6,7}, not LORA"),
-    ({"init_lora_weights": ["pissa"]}, r"has init_lora_weights=\['pissa'\], for which PEFT changes the base weights"),
-    ({"r": 2, "lora_alpha": 1e38, "use_rslora": False}, None),
-], ids=lambda value: str(value)[:40])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"alpha_pattern": {"(e+)+$": 3}}, r"has alpha_pattern of \(e\+\)\+\$, a regular expression: name each module"),
+        ({"rank_pattern": {"(.*)*x": 3}}, r"has rank_pattern of \(\.\*\)\*x, a regular expression"),
+        ({"alpha_pattern": ["query"]}, r"has alpha_pattern=\['query'\], which is no object of numbers"),
+        ({"alpha_pattern": {"query": "3"}}, r"has query=3, which is no number"),
+        ({"alpha_pattern": {"query": math.nan}}, r"has query=nan, which is no number"),
+        ({"alpha_pattern": {"a\nb": 3}}, r"has alpha_pattern of 'a\\nb', a regular expression"),
+        ({"lora_alpha": math.inf}, r"has lora_alpha=inf, which is no number"),
+        ({"lora_alpha": True}, r"has lora_alpha=True, which is no number"),
+        ({"lora_alpha": 10**400}, r"has lora_alpha=10+\.\.\.0+, which is no number"),
+        ({"r": "8"}, r"has r=8, which is no number"),
+        ({"r": 0}, r"has rank 0 for encoder\.layer\.0\.query, but factors of shapes \(4, 2\) and \(2, 6\)"),
+        ({"r": 4}, r"has rank 4 for encoder\.layer\.0\.query, but factors of shapes \(4, 2\) and \(2, 6\)"),
+        ({"use_rslora": "no"}, r"has use_rslora=no, which is neither true nor false"),
+        ({"peft_type": "\x1b[2J"}, r"is '\\x1b\[2J', not LORA"),
+        ({"peft_type": [[[[[[[[1]]]]]]]]}, r"is \[{6,7}\.\.\.\]{6,7}, not LORA"),
+        (
+            {"init_lora_weights": ["pissa"]},
+            r"has init_lora_weights=\['pissa'\], for which PEFT changes the base weights",
+        ),
+        ({"r": 2, "lora_alpha": 1e38, "use_rslora": False}, None),
+    ],
+    ids=lambda value: str(value)[:40],
+)
 def test_an_adapter_config_that_cannot_be(change, message, tmp_path):
     made, started = layers(), time.monotonic()
     if message is None:
@@ -405,8 +437,11 @@ def glue_rows(root: Path) -> list:
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
-@pytest.mark.parametrize("content", [NESTED, b"\0" * 40, b"\xff" * 40, b'{"a": 9' + b"9" * 9000 + b"}", b'"\\ud800"'],
-                         ids=["nested", "NUL", "no text", "a long number", "half a character"])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [NESTED, b"\0" * 40, b"\xff" * 40, b'{"a": 9' + b"9" * 9000 + b"}", b'"\\ud800"'],
+    ids=["nested", "NUL", "no text", "a long number", "half a character"],
+)
 def test_benchmark_files(name, content, tmp_path):
     path = write_original(tmp_path) / ORIGINALS[name]
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
@@ -468,35 +503,50 @@ def test_a_byte_order_mark_changes_nothing(tmp_path):
         assert instruct.read(tmp_path / f"{name}.gz") == [row]
 
 
-@pytest.mark.parametrize(("ending", "content", "message"), [
-    ("jsonl", NESTED, r"cannot be read as jsonl \(in line 1: maximum recursion depth"),
-    ("jsonl", b'{"sentence": "a", "label": ' + b"9" * 9000 + b"}", r"cannot be read as jsonl \(in line 1: Exceeds the limit"),
-    ("jsonl", b'{"sentence": "a", "label": 1' + b"0" * 400 + b"}", r"cannot be read as jsonl \(int too large"),
-    ("jsonl", b'{"sentence": "good", "label": [1]}', r"label is \[1\] in row 0, not a number"),
-    ("jsonl", b'{"sentence": "good", "label": {"a": 1}}', r"label is \{'a': 1\} in row 0, not a number"),
-    ("jsonl", b'{"sentence": "\\ud800", "label": 1}', r"sentence is '\\ud800' in row 0, not a text"),
-    ("jsonl", b'[1]\n{"sentence": "good", "label": 1}', r"must have one object of columns per line, not \[1\]"),
-    ("jsonl", b'{"sentence": "good", "label": 1}\nnull', r"must have one object of columns per line, not None"),
-    ("jsonl", b'{"a\\nb": 1}', r"has no column 'sentence'; it has 'a\\nb'"),
-    ("jsonl", b"\0\0", r"cannot be read as jsonl \("),
-    ("csv", b"sentence,label\ngood, really,1\nbad, really,0\n", r"rows have more cells than the header: texts with a comma"),
-    ("csv", b"\xff\xfe\0", r"cannot be read as csv \("),
-    ("csv", b'sentence,label\n"good', r"cannot be read as csv \("),
-    ("parquet", b"PAR1" + b"\0" * 40 + b"PAR1", r"cannot be read as parquet \("),
-], ids=lambda value: str(value)[:24])  # fmt: skip
+@pytest.mark.parametrize(
+    ("ending", "content", "message"),
+    [
+        ("jsonl", NESTED, r"cannot be read as jsonl \(in line 1: maximum recursion depth"),
+        (
+            "jsonl",
+            b'{"sentence": "a", "label": ' + b"9" * 9000 + b"}",
+            r"cannot be read as jsonl \(in line 1: Exceeds the limit",
+        ),
+        ("jsonl", b'{"sentence": "a", "label": 1' + b"0" * 400 + b"}", r"cannot be read as jsonl \(int too large"),
+        ("jsonl", b'{"sentence": "good", "label": [1]}', r"label is \[1\] in row 0, not a number"),
+        ("jsonl", b'{"sentence": "good", "label": {"a": 1}}', r"label is \{'a': 1\} in row 0, not a number"),
+        ("jsonl", b'{"sentence": "\\ud800", "label": 1}', r"sentence is '\\ud800' in row 0, not a text"),
+        ("jsonl", b'[1]\n{"sentence": "good", "label": 1}', r"must have one object of columns per line, not \[1\]"),
+        ("jsonl", b'{"sentence": "good", "label": 1}\nnull', r"must have one object of columns per line, not None"),
+        ("jsonl", b'{"a\\nb": 1}', r"has no column 'sentence'; it has 'a\\nb'"),
+        ("jsonl", b"\0\0", r"cannot be read as jsonl \("),
+        (
+            "csv",
+            b"sentence,label\ngood, really,1\nbad, really,0\n",
+            r"rows have more cells than the header: texts with a comma",
+        ),
+        ("csv", b"\xff\xfe\0", r"cannot be read as csv \("),
+        ("csv", b'sentence,label\n"good', r"cannot be read as csv \("),
+        ("parquet", b"PAR1" + b"\0" * 40 + b"PAR1", r"cannot be read as parquet \("),
+    ],
+    ids=lambda value: str(value)[:24],
+)
 def test_glue_files(ending, content, message, tmp_path):
     path = glue(tmp_path, ending, content)
     line = refusal(glue_rows, tmp_path)
     assert line.startswith(str(path)) and re.search(message, line), line
 
 
-@pytest.mark.parametrize(("columns", "message"), [
-    ({"sentence": [[1]], "label": [1]}, r"sentence is .* in row 0, not a text"),
-    ({"sentence": ["a"], "label": [[1]]}, r"label is .* in row 0, not a number"),
-    ({"sentence": ["a"], "label": [{"a": 1}]}, r"label is \{'a': 1\} in row 0, not a number"),
-    ({"sentence": ["a"], "label": [b"x"]}, r"label is b'x' in row 0, not a number"),
-    ({"sentence": [b"\xff"], "label": [1]}, r"sentence is b'\\xff' in row 0, not a text"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"sentence": [[1]], "label": [1]}, r"sentence is .* in row 0, not a text"),
+        ({"sentence": ["a"], "label": [[1]]}, r"label is .* in row 0, not a number"),
+        ({"sentence": ["a"], "label": [{"a": 1}]}, r"label is \{'a': 1\} in row 0, not a number"),
+        ({"sentence": ["a"], "label": [b"x"]}, r"label is b'x' in row 0, not a number"),
+        ({"sentence": [b"\xff"], "label": [1]}, r"sentence is b'\\xff' in row 0, not a text"),
+    ],
+)
 def test_parquet_columns_of_another_type(columns, message, tmp_path):
     path = glue(tmp_path, "parquet", b"")
     pq.write_table(pa.table(columns), path)
@@ -510,10 +560,20 @@ def test_parquet_with_a_column_twice(tmp_path):
     assert refusal(glue_rows, tmp_path).startswith(str(path))
 
 
-@pytest.mark.parametrize("change", [
-    {"choices": "abcd"}, {"choices": {"a": 1}}, {"choices": None}, {"answer": 1.0}, {"answer": True}, {"answer": "B"},
-    {"question": 3}, {"subject": b"x"},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"choices": "abcd"},
+        {"choices": {"a": 1}},
+        {"choices": None},
+        {"answer": 1.0},
+        {"answer": True},
+        {"answer": "B"},
+        {"question": 3},
+        {"subject": b"x"},
+    ],
+    ids=str,
+)
 def test_parquet_columns_of_mmlu_of_another_type(change, tmp_path):
     """Four letters are no four choices."""
     root = write_hub(tmp_path)
@@ -597,13 +657,47 @@ def test_a_report_of_no_folder(tmp_path, monkeypatch, capsys):
 
 
 VALUES = st.one_of(
-    st.sampled_from([None, True, -1, 0, 2**64, 10**400, math.nan, math.inf, -math.inf, 1e308, -0.0, [], {}, [[[[1]]]], "",
-                     "..", "../../x", "x" * 500, "a\nb", "\0", "\x1b[2J", "\u2028", "\ud800", TEXT, "=1+1", "-1+1",
-                     "{\\", "$"]),
-    st.integers(), st.floats(), st.text(max_size=20),
-    st.recursive(st.none() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3)
-                 | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=5),
-)  # fmt: skip
+    st.sampled_from(
+        [
+            None,
+            True,
+            -1,
+            0,
+            2**64,
+            10**400,
+            math.nan,
+            math.inf,
+            -math.inf,
+            1e308,
+            -0.0,
+            [],
+            {},
+            [[[[1]]]],
+            "",
+            "..",
+            "../../x",
+            "x" * 500,
+            "a\nb",
+            "\0",
+            "\x1b[2J",
+            "\u2028",
+            "\ud800",
+            TEXT,
+            "=1+1",
+            "-1+1",
+            "{\\",
+            "$",
+        ]
+    ),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=20),
+    st.recursive(
+        st.none() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+        max_leaves=5,
+    ),
+)
 
 
 def places(value: object, trail: tuple = ()) -> list[tuple]:
@@ -685,9 +779,17 @@ def check_adapter(config: object) -> None:
     assert all(torch.isfinite(layer.delta_weight()).all() for layer in made.values())
 
 
-CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_rslora": False, "init_lora_weights": True,
-          "use_dora": False, "alpha_pattern": {"layer.1.query": 3, "query": 7}, "rank_pattern": {"dense": 2},
-          "target_modules": ["query"]}  # fmt: skip
+CONFIG = {
+    "peft_type": "LORA",
+    "r": 2,
+    "lora_alpha": 4,
+    "use_rslora": False,
+    "init_lora_weights": True,
+    "use_dora": False,
+    "alpha_pattern": {"layer.1.query": 3, "query": 7},
+    "rank_pattern": {"dense": 2},
+    "target_modules": ["query"],
+}
 GLUE = [{"sentence": "good", "label": 1}, {"sentence": "bad", "label": 0}]
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import multiprocessing
 import os
+import random
 import re
 import shlex
 import shutil
@@ -29,15 +30,22 @@ from melora_bench.records import records
 
 GLUE, ROBERTA = "nyu-mll/glue", "FacebookAI/roberta-base"
 TEXTS = {
-    "mrpc": ("sentence1", "sentence2"), "rte": ("sentence1", "sentence2"), "stsb": ("sentence1", "sentence2"),
-    "cola": ("sentence",), "sst2": ("sentence",), "qnli": ("question", "sentence"), "qqp": ("question1", "question2"),
+    "mrpc": ("sentence1", "sentence2"),
+    "rte": ("sentence1", "sentence2"),
+    "stsb": ("sentence1", "sentence2"),
+    "cola": ("sentence",),
+    "sst2": ("sentence",),
+    "qnli": ("question", "sentence"),
+    "qqp": ("question1", "question2"),
     "mnli": ("premise", "hypothesis"),
-}  # fmt: skip
+}
 # {benchmark: (repository, branch, split that is scored)}
 BENCHMARKS = {
-    "mmlu": ("cais/mmlu", "main"), "bbh": ("lukaemon/bbh", "refs/convert/parquet"), "drop": ("ucinlp/drop", "main"),
+    "mmlu": ("cais/mmlu", "main"),
+    "bbh": ("lukaemon/bbh", "refs/convert/parquet"),
+    "drop": ("ucinlp/drop", "main"),
     "humaneval": ("openai/openai_humaneval", "main"),
-}  # fmt: skip
+}
 
 
 def sha256(content: bytes) -> str:
@@ -62,8 +70,14 @@ def environment(server, tmp_path_factory) -> dict[str, str]:
     """Of a process that reads the hub: nothing of the user's, no offline mode, short time limits."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
     home = tmp_path_factory.mktemp("home")
-    return kept | {"HF_ENDPOINT": server.url, "HF_HOME": str(home), "MELORA_BENCH_CACHE": str(home / "melora_bench"),
-                   "HF_HUB_DOWNLOAD_TIMEOUT": "2", "HF_HUB_ETAG_TIMEOUT": "2", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # fmt: skip
+    return kept | {
+        "HF_ENDPOINT": server.url,
+        "HF_HOME": str(home),
+        "MELORA_BENCH_CACHE": str(home / "melora_bench"),
+        "HF_HUB_DOWNLOAD_TIMEOUT": "2",
+        "HF_HUB_ETAG_TIMEOUT": "2",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -319,8 +333,16 @@ def point(tmp_path):
     """point(name): the overrides of a run of a second, whose files lie under `name`."""
 
     def overrides(name: str, task: str = "mrpc") -> list[str]:
-        return ["backbone=roberta_base", "data=hub", f"task={task}", "epochs=1", "batch_size=8", "max_length=32",
-                f"results_dir={tmp_path}/{name}/results", f"output_dir={tmp_path}/{name}/outputs"]  # fmt: skip
+        return [
+            "backbone=roberta_base",
+            "data=hub",
+            f"task={task}",
+            "epochs=1",
+            "batch_size=8",
+            "max_length=32",
+            f"results_dir={tmp_path}/{name}/results",
+            f"output_dir={tmp_path}/{name}/outputs",
+        ]
 
     return overrides
 
@@ -387,7 +409,7 @@ def test_a_part_of_a_copy_is_no_copy(hub, client, offline):
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("act", ["cut", "reset"])
 def test_a_connection_that_breaks_once(hub, client, act, chunked):
-    content = os.urandom(24 << 20)  # the library keeps pieces of 10 MiB
+    content = random.Random(0).randbytes(24 << 20)  # the library keeps pieces of 10 MiB
     hub.chunked = chunked
     hub.commit("dataset", GLUE, {"a.parquet": content})
     hub.fail("GET (/lfs|/cas/v1/xorbs)", act=act, times=1)
@@ -399,7 +421,8 @@ def test_a_connection_that_breaks_once(hub, client, act, chunked):
 @pytest.mark.parametrize("act", ["cut", "reset"])
 def test_a_connection_that_breaks_always(hub, client, act, tmp_path):
     """One line; what came in part is not there, what came whole is kept, and the next start goes on."""
-    whole, half = os.urandom(400_000), os.urandom(400_000)
+    source = random.Random(0)
+    whole, half = source.randbytes(400_000), source.randbytes(400_000)
     hub.commit("dataset", GLUE, {"a.json": whole, "b.parquet": half})
     hub.fail("GET /lfs", act=act)
     if act == "cut":  # each answer brings half of what is left, so an end needs a server that gives nothing more
@@ -419,7 +442,7 @@ def test_a_connection_that_breaks_always(hub, client, act, tmp_path):
 
 
 def test_a_process_that_is_killed_while_it_downloads(hub, client, environment, tmp_path):
-    content = os.urandom(24 << 20)
+    content = random.Random(0).randbytes(24 << 20)
     hub.commit("dataset", GLUE, {"a.parquet": content})
     hub.fail("GET /lfs", act="stall")
     cache = str(tmp_path / "cache")
@@ -449,33 +472,66 @@ def fault(pattern: str, status: int = 200, **options) -> dict:
 
 LOGIN = r"`hf auth login` or set HF_TOKEN"
 FAILURES = {
-    "gated": (fault("resolve|xet-read", 401, code="GatedRepo"), r"it is gated \(401\)",
-              rf"accept its licence at {{page}}, then {LOGIN}"),
-    "not on the list": (fault("resolve|xet-read", 403, code="GatedRepo"), r"it is gated \(403\)",
-                        rf"accept its licence at {{page}}, then {LOGIN}"),
-    "no repository": (fault("/api/", 404, code="RepoNotFound"), r"there is no such repository, .*\(404\)",
-                      rf"check the name at {{page}}, or {LOGIN}"),
-    "no login": (fault("/api/", 401), r"there is no such repository, .*\(401\)",
-                 rf"check the name at {{page}}, or {LOGIN}"),
-    "no permission": (fault("/api/", 403), r"there is no such repository, .*\(403\)",
-                      rf"check the name at {{page}}, or {LOGIN}"),
-    "no revision": (fault("/api/", 404, code="RevisionNotFound"), "it has no such revision",
-                    r"name a branch, a tag or a whole commit of {page}/commits/main"),
-    "no file": (fault("HEAD .*/resolve", 404, code="EntryNotFound"), r"/datasets/\S+/a\.json is not there \(404\)",
-                "name another revision, or try again later"),
-    "too many requests": (fault("revision", 429, headers={"Retry-After": "7"}),
-                          r"too many requests \(429\), again after 7 s", "wait, then start again: .*"),
-    "too many files": (fault("GET /api/resolve-cache", 429, headers={"Retry-After": "7"}),
-                       r"too many requests \(429\), again after 7 s", "wait, then start again: .*"),
+    "gated": (
+        fault("resolve|xet-read", 401, code="GatedRepo"),
+        r"it is gated \(401\)",
+        rf"accept its licence at {{page}}, then {LOGIN}",
+    ),
+    "not on the list": (
+        fault("resolve|xet-read", 403, code="GatedRepo"),
+        r"it is gated \(403\)",
+        rf"accept its licence at {{page}}, then {LOGIN}",
+    ),
+    "no repository": (
+        fault("/api/", 404, code="RepoNotFound"),
+        r"there is no such repository, .*\(404\)",
+        rf"check the name at {{page}}, or {LOGIN}",
+    ),
+    "no login": (
+        fault("/api/", 401),
+        r"there is no such repository, .*\(401\)",
+        rf"check the name at {{page}}, or {LOGIN}",
+    ),
+    "no permission": (
+        fault("/api/", 403),
+        r"there is no such repository, .*\(403\)",
+        rf"check the name at {{page}}, or {LOGIN}",
+    ),
+    "no revision": (
+        fault("/api/", 404, code="RevisionNotFound"),
+        "it has no such revision",
+        r"name a branch, a tag or a whole commit of {page}/commits/main",
+    ),
+    "no file": (
+        fault("HEAD .*/resolve", 404, code="EntryNotFound"),
+        r"/datasets/\S+/a\.json is not there \(404\)",
+        "name another revision, or try again later",
+    ),
+    "too many requests": (
+        fault("revision", 429, headers={"Retry-After": "7"}),
+        r"too many requests \(429\), again after 7 s",
+        "wait, then start again: .*",
+    ),
+    "too many files": (
+        fault("GET /api/resolve-cache", 429, headers={"Retry-After": "7"}),
+        r"too many requests \(429\), again after 7 s",
+        "wait, then start again: .*",
+    ),
     "an error": (fault("revision", 500), "{url} answers 500", "try again later, or use a copy"),
     "an error of the listing": (fault("/tree/", 503), "{url} answers 503", "try again later, or use a copy"),
-    "an error of a file": (fault("GET /api/resolve-cache", 502), "{url} answers 502",
-                           "try again later, or use a copy"),
+    "an error of a file": (fault("GET /api/resolve-cache", 502), "{url} answers 502", "try again later, or use a copy"),
     "silence": (fault("revision", act="hang"), "no answer from {url}: timed out", "try again: .*; use a copy"),
-    "a cut": (fault("/tree/", act="cut"), "no answer from {url}: peer closed connection .*", "try again: .*; use a copy"),
-    "another network": (fault("", act="page"), "what answers at {url} is no hub: .*",
-                        "check HF_ENDPOINT and the proxy; use a copy"),
-}  # fmt: skip
+    "a cut": (
+        fault("/tree/", act="cut"),
+        "no answer from {url}: peer closed connection .*",
+        "try again: .*; use a copy",
+    ),
+    "another network": (
+        fault("", act="page"),
+        "what answers at {url} is no hub: .*",
+        "check HF_ENDPOINT and the proxy; use a copy",
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", FAILURES)
@@ -505,8 +561,11 @@ def test_a_gated_model_in_chunked_storage(hub, client, roberta):
     hub.repos["model", "meta-llama/Llama-2-7b-hf"].gated = True
     line, *_ = client(hub_client.fetched, "meta-llama/Llama-2-7b-hf", kind="model")
     page = re.escape(f"{hub.url}/meta-llama/Llama-2-7b-hf")
-    assert re.fullmatch(rf"cannot fetch meta-llama/Llama-2-7b-hf at 'main' from the hub \(it is gated \(401\)\); accept its "
-                        rf"licence at {page}, then {LOGIN}", line), line  # fmt: skip
+    assert re.fullmatch(
+        rf"cannot fetch meta-llama/Llama-2-7b-hf at 'main' from the hub \(it is gated \(401\)\); accept its "
+        rf"licence at {page}, then {LOGIN}",
+        line,
+    ), line
 
 
 def test_an_unknown_commit_and_a_name_that_cannot_be(hub, client):
@@ -526,8 +585,11 @@ def test_a_cache_that_cannot_be_written(hub, client, tmp_path):
     hub.commit("dataset", GLUE, {"a.json": b"[]"})
     (tmp_path / "file").write_text("")
     line, *_ = client(hub_client.fetched, GLUE, cache=tmp_path / "file")
-    assert re.fullmatch(rf"cannot fetch {GLUE} at 'main' from the hub \(Not a directory: .*\); name a folder with room for the "
-                        r"cache with HF_HOME=DIR", line), line  # fmt: skip
+    assert re.fullmatch(
+        rf"cannot fetch {GLUE} at 'main' from the hub \(Not a directory: .*\); name a folder with room for the "
+        r"cache with HF_HOME=DIR",
+        line,
+    ), line
 
 
 # ---- the programs

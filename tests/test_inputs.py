@@ -9,11 +9,11 @@ import huggingface_hub
 import pandas as pd
 import pytest
 from conftest import interrupt, run_point
+from helpers import curves
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_training import curves
 
 from melora_bench import files
 from melora_bench.commands import status
@@ -69,8 +69,11 @@ def test_a_record_of_other_inputs_is_no_skip(key, own, tmp_path):
     assert run_point(own) == []
     before = [path.read_bytes() for path in made]
     CHANGES[key](tmp_path)
-    with pytest.raises(RunError, match=rf"s0\.json is the record of other inputs \({key}: sha256 \w+ there, sha256 \w+ here\)"
-                                       r": give experiment=NAME to keep both, or delete that record"):  # fmt: skip
+    with pytest.raises(
+        RunError,
+        match=rf"s0\.json is the record of other inputs \({key}: sha256 \w+ there, sha256 \w+ here\)"
+        r": give experiment=NAME to keep both, or delete that record",
+    ):
         run_point(own)
     assert [path.read_bytes() for path in made] == before
     assert len(run_point([*own, "experiment=other"])) == 2

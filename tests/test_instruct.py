@@ -55,12 +55,15 @@ def model(tiny_llama):
 # ---- prompts and tokens
 
 
-@pytest.mark.parametrize(("row", "wanted"), [
-    ({"instruction": "Say it {again}.", "input": "the film", "output": "x"}, WITH_INPUT),
-    ({"instruction": "Say it {again}.", "input": "", "output": "x"}, WITHOUT_INPUT),
-    ({"instruction": "Say it {again}.", "input": None, "output": "x"}, WITHOUT_INPUT),
-    ({"instruction": "Say it {again}.", "output": "x"}, WITHOUT_INPUT),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("row", "wanted"),
+    [
+        ({"instruction": "Say it {again}.", "input": "the film", "output": "x"}, WITH_INPUT),
+        ({"instruction": "Say it {again}.", "input": "", "output": "x"}, WITHOUT_INPUT),
+        ({"instruction": "Say it {again}.", "input": None, "output": "x"}, WITHOUT_INPUT),
+        ({"instruction": "Say it {again}.", "output": "x"}, WITHOUT_INPUT),
+    ],
+)
 def test_the_prompt_is_alpacas(row, wanted):
     assert task_of().prompt(row) == wanted
 
@@ -119,10 +122,11 @@ def test_targets_counted_by_hand(on_prompt, tokenizer, tiny_alpaca, model):
     rows = json.loads(tiny_alpaca.read_text())
     prompts = {f"<s>{task.prompt(row)}{row['output']}</s>": task.prompt(row) for row in rows}
     wanted = [
-        len(tokenizer(text.removeprefix("<s>").removesuffix("</s>"))["input_ids"]) + 1
+        len(tokenizer(text.removeprefix("<s>").removesuffix("</s>"))["input_ids"])
+        + 1
         - (1 if on_prompt else len(tokenizer(prompts[text])["input_ids"]))
         for text in decoded(tokenizer, task.train)
-    ]  # fmt: skip
+    ]
     assert task.train.weights.tolist() == wanted
     with torch.no_grad():
         outputs = torch.cat([task.outputs(model, batch) for _, batch in evaluation_batches(task.train, 20, 0, 1)])
@@ -170,8 +174,9 @@ def token_mean(model, rows) -> torch.Tensor:
     counts = [sum(label != -100 for label in labels[1:]) for _, labels in rows]
     losses = [
         model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss * count
-        for (ids, labels), count in zip(rows, counts, strict=True) if count
-    ]  # fmt: skip
+        for (ids, labels), count in zip(rows, counts, strict=True)
+        if count
+    ]
     return sum(losses) / sum(counts)
 
 

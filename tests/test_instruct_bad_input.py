@@ -18,14 +18,18 @@ def tiny_overrides(alpaca_overrides):
     return alpaca_overrides
 
 
-@pytest.mark.parametrize(("row", "message"), [
-    ({"instruction": "Say it."}, r"row 20 has no text under 'output': every row needs instruction and output"),
-    ({"instruction": "Say it.", "output": None}, r"row 20 has no text under 'output'"),
-    ({"instruction": 3, "output": "x"}, r"row 20 has no text under 'instruction'"),
-    ({"instruction": "Say \ud800.", "output": "x"}, r"row 20 has no text under 'instruction'"),
-    ({"instruction": "Say it.", "input": 5, "output": "x"}, r"input is 5 in row 20, not a text"),
-    (["Say it.", "x"], r"row 20 has no text under 'instruction'"),
-], ids=["no output", "output null", "a number", "half a character", "input a number", "a list"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"instruction": "Say it."}, r"row 20 has no text under 'output': every row needs instruction and output"),
+        ({"instruction": "Say it.", "output": None}, r"row 20 has no text under 'output'"),
+        ({"instruction": 3, "output": "x"}, r"row 20 has no text under 'instruction'"),
+        ({"instruction": "Say \ud800.", "output": "x"}, r"row 20 has no text under 'instruction'"),
+        ({"instruction": "Say it.", "input": 5, "output": "x"}, r"input is 5 in row 20, not a text"),
+        (["Say it.", "x"], r"row 20 has no text under 'instruction'"),
+    ],
+    ids=["no output", "output null", "a number", "half a character", "input a number", "a list"],
+)
 @pytest.mark.parametrize("ending", ["json", "jsonl"])
 def test_a_row_that_is_none(row, message, ending, tmp_path, refused):
     rows = [*GOOD, row]
@@ -38,18 +42,34 @@ WHOLE = json.dumps(GOOD).encode()
 LINES = "\n".join(map(json.dumps, GOOD)).encode()
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("rows.json", WHOLE[:-9], r"cannot be read as json \(.*\): is the file complete\?"),
-    ("rows.json", b"", r"cannot be read as json \(.*\): is the file complete\?"),
-    ("rows.jsonl", LINES[:-9], r"cannot be read as jsonl \(in line 20: .*\): is the file complete\?"),
-    ("rows.jsonl", b"", r"must hold a list of rows with instruction, input and output"),
-    ("rows.json.gz", gzip.compress(WHOLE)[:-20], r"cannot be read as json \(Compressed file ended .*: is the file complete"),
-    ("rows.json.gz", WHOLE, r"cannot be read as json \(Not a gzipped file .*: is the file complete\?"),
-    ("rows.parquet", b"PAR1 PAR1 PAR1", r"cannot be read as parquet \(.*\): is the file complete\?"),
-    ("rows.json", b"[]", r"must hold a list of rows with instruction, input and output"),
-    ("rows.json", json.dumps({"data": GOOD}).encode(), r"must hold a list of rows with instruction, input and output"),
-    ("rows.json", json.dumps(GOOD[:9]).encode(), r"has 9 rows: at least 10 are needed to keep a tenth for validation"),
-], ids=["cut json", "empty", "cut jsonl", "no lines", "cut gz", "no gz", "parquet", "no rows", "a dict", "few"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.json", WHOLE[:-9], r"cannot be read as json \(.*\): is the file complete\?"),
+        ("rows.json", b"", r"cannot be read as json \(.*\): is the file complete\?"),
+        ("rows.jsonl", LINES[:-9], r"cannot be read as jsonl \(in line 20: .*\): is the file complete\?"),
+        ("rows.jsonl", b"", r"must hold a list of rows with instruction, input and output"),
+        (
+            "rows.json.gz",
+            gzip.compress(WHOLE)[:-20],
+            r"cannot be read as json \(Compressed file ended .*: is the file complete",
+        ),
+        ("rows.json.gz", WHOLE, r"cannot be read as json \(Not a gzipped file .*: is the file complete\?"),
+        ("rows.parquet", b"PAR1 PAR1 PAR1", r"cannot be read as parquet \(.*\): is the file complete\?"),
+        ("rows.json", b"[]", r"must hold a list of rows with instruction, input and output"),
+        (
+            "rows.json",
+            json.dumps({"data": GOOD}).encode(),
+            r"must hold a list of rows with instruction, input and output",
+        ),
+        (
+            "rows.json",
+            json.dumps(GOOD[:9]).encode(),
+            r"has 9 rows: at least 10 are needed to keep a tenth for validation",
+        ),
+    ],
+    ids=["cut json", "empty", "cut jsonl", "no lines", "cut gz", "no gz", "parquet", "no rows", "a dict", "few"],
+)
 def test_a_file_that_is_none(name, content, message, tmp_path, refused):
     (tmp_path / name).write_bytes(content)
     refused(rf"{tmp_path}/{name} {message}", f"data.root={tmp_path}/{name}")
@@ -76,21 +96,36 @@ def test_a_folder_with_two_files_or_none(tmp_path, refused):
     refused(r"data=local needs data\.root=FILE or DIR with one \.json, \.jsonl or \.parquet", "data.root=null")
 
 
-@pytest.mark.parametrize(("override", "message"), [
-    ("task.template='{instruction}'", r"task\.template must hold \{input\} and \{instruction\} and no other field"),
-    ("task.template='{instruction} {input} {output}'", r"task\.template must hold \{input\} and \{instruction\} and no"),
-    ("task.template='{instruction} {input'", r"task\.template must hold \{input\} and \{instruction\} and no other field"),
-    ("task.template_without_input=Answer", r"task\.template_without_input must hold \{instruction\} and no other field"),
-    ("task.validation_rows=0", r"task\.validation_rows=0 must be a whole number from 1 on"),
-    ("task.validation_rows=-5", r"task\.validation_rows=-5 must be a whole number from 1 on"),
-    ("task.split_seed=x", r"task\.split_seed=x must be a whole number"),
-    ("max_length=1", r"max_length=1 leaves no token to learn in the train rows: raise it"),
-    ("max_length=400", r"max_length=400 lets texts of 400 tokens through, backbone tiny reads 256: lower it to that"),
-    ("backbone.dtype=bfloat16", r"backbone\.dtype=bfloat16 needs a precision like it: precision=bf16 or fp16"),
-    ("backbone.dtype=float8", r"backbone\.dtype='float8' is unknown: use float32, bfloat16, float16"),
-    ("backbone.quantization=int8", r"backbone\.quantization='int8' is unknown: use nf4 or null"),
-    ("method=head", r"method=head has nothing to train on a language model"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task.template='{instruction}'", r"task\.template must hold \{input\} and \{instruction\} and no other field"),
+        (
+            "task.template='{instruction} {input} {output}'",
+            r"task\.template must hold \{input\} and \{instruction\} and no",
+        ),
+        (
+            "task.template='{instruction} {input'",
+            r"task\.template must hold \{input\} and \{instruction\} and no other field",
+        ),
+        (
+            "task.template_without_input=Answer",
+            r"task\.template_without_input must hold \{instruction\} and no other field",
+        ),
+        ("task.validation_rows=0", r"task\.validation_rows=0 must be a whole number from 1 on"),
+        ("task.validation_rows=-5", r"task\.validation_rows=-5 must be a whole number from 1 on"),
+        ("task.split_seed=x", r"task\.split_seed=x must be a whole number"),
+        ("max_length=1", r"max_length=1 leaves no token to learn in the train rows: raise it"),
+        (
+            "max_length=400",
+            r"max_length=400 lets texts of 400 tokens through, backbone tiny reads 256: lower it to that",
+        ),
+        ("backbone.dtype=bfloat16", r"backbone\.dtype=bfloat16 needs a precision like it: precision=bf16 or fp16"),
+        ("backbone.dtype=float8", r"backbone\.dtype='float8' is unknown: use float32, bfloat16, float16"),
+        ("backbone.quantization=int8", r"backbone\.quantization='int8' is unknown: use nf4 or null"),
+        ("method=head", r"method=head has nothing to train on a language model"),
+    ],
+)
 def test_a_value_that_cannot_be(override, message, tmp_path, refused):
     long = [*GOOD, {"instruction": "word " * 300, "output": "x"}]
     (tmp_path / "rows.json").write_text(json.dumps(long))
@@ -112,22 +147,40 @@ def test_4_bits_need_bitsandbytes(refused, monkeypatch):
 
 
 def test_full_fine_tuning_of_weights_in_half_precision(refused):
-    refused(r"full fine-tuning trains the weights themselves, which needs backbone\.dtype=float32 .* is torch\.bfloat16",
-            "method=full", "backbone.dtype=bfloat16", "precision=bf16")  # fmt: skip
+    refused(
+        r"full fine-tuning trains the weights themselves, which needs backbone\.dtype=float32 .* is torch\.bfloat16",
+        "method=full",
+        "backbone.dtype=bfloat16",
+        "precision=bf16",
+    )
 
 
 def test_instructions_need_a_language_model_and_labels_an_encoder(refused, tiny_roberta, tiny_data):
-    refused(r"^error: backbone roberta_base is an encoder: task=alpaca needs a language model, as backbone=smollm2$",
-            "backbone=roberta_base", f"backbone.path={tiny_roberta}", drop=("backbone",))  # fmt: skip
-    refused(r"^error: backbone tiny is a language model without a classifier: use it with task=alpaca$",
-            "task=sst2", f"data.root={tiny_data}", drop=("task", "data.root"))  # fmt: skip
+    refused(
+        r"^error: backbone roberta_base is an encoder: task=alpaca needs a language model, as backbone=smollm2$",
+        "backbone=roberta_base",
+        f"backbone.path={tiny_roberta}",
+        drop=("backbone",),
+    )
+    refused(
+        r"^error: backbone tiny is a language model without a classifier: use it with task=alpaca$",
+        "task=sst2",
+        f"data.root={tiny_data}",
+        drop=("task", "data.root"),
+    )
 
 
 def test_alpaca_is_not_embedded_and_the_hub_may_be_offline(refused):
-    refused(r"task=alpaca is not embedded: use data=hub, or data=local data\.root=FILE with your copy of yahma/alpaca-cleaned",
-            "data=embedded", drop=("data",))  # fmt: skip
-    refused(r"cannot fetch yahma/alpaca-cleaned at 'main' .*offline, use data=local data\.root=FILE", "data=hub",
-            drop=("data",))  # fmt: skip
+    refused(
+        r"task=alpaca is not embedded: use data=hub, or data=local data\.root=FILE with your copy of yahma/alpaca-cleaned",
+        "data=embedded",
+        drop=("data",),
+    )
+    refused(
+        r"cannot fetch yahma/alpaca-cleaned at 'main' .*offline, use data=local data\.root=FILE",
+        "data=hub",
+        drop=("data",),
+    )
 
 
 @pytest.fixture

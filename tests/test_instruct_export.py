@@ -10,9 +10,9 @@ import pytest
 import torch
 import transformers
 from conftest import composed, run_point
+from helpers import MERGED
 from hydra.utils import instantiate
 from safetensors.torch import load_file
-from test_export import MERGED
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from melora_bench.adapters.export import export
@@ -32,9 +32,17 @@ def trained(tiny_llama, tiny_alpaca, tmp_path_factory):
 
     @functools.cache
     def run(*overrides: str) -> records.RunRecord:
-        given = {"task": "alpaca", "backbone": "smollm2", "backbone.path": tiny_llama, "backbone.name": "tiny",
-                 "data": "local", "data.root": tiny_alpaca, "batch_size": 16, "results_dir": f"{root}/results",
-                 "output_dir": f"{root}/outputs"}  # fmt: skip
+        given = {
+            "task": "alpaca",
+            "backbone": "smollm2",
+            "backbone.path": tiny_llama,
+            "backbone.name": "tiny",
+            "data": "local",
+            "data.root": tiny_alpaca,
+            "batch_size": 16,
+            "results_dir": f"{root}/results",
+            "output_dir": f"{root}/outputs",
+        }
         paths = run_point([*(f"{key}={value}" for key, value in given.items()), *TRAINING, *overrides])
         return records.load(paths[-1])
 
@@ -48,8 +56,14 @@ def exported(trained, tiny_llama, tmp_path):
 
     def write(record, merged: bool, backbone=tiny_llama):
         folder = tmp_path / f"merged-{merged}"
-        export(record.run_id, str(folder), which="best", merged=merged, output_dir=f"{trained.root}/outputs",
-               backbone_path=str(backbone))  # fmt: skip
+        export(
+            record.run_id,
+            str(folder),
+            which="best",
+            merged=merged,
+            output_dir=f"{trained.root}/outputs",
+            backbone_path=str(backbone),
+        )
         return folder
 
     return write
@@ -195,8 +209,11 @@ def test_a_run_starts_at_a_peft_adapter(alpaca_overrides, tiny_llama, tmp_path):
     model.save_pretrained(tmp_path / "adapter")
     found = still(alpaca_overrides, tmp_path / "adapter", tmp_path)
     modules = {name.removeprefix(PREFIX): module for name, module in model.named_modules()}
-    deltas = {name: module.get_delta_weight("default") for name, module in modules.items()
-              if hasattr(module, "get_delta_weight")}  # fmt: skip
+    deltas = {
+        name: module.get_delta_weight("default")
+        for name, module in modules.items()
+        if hasattr(module, "get_delta_weight")
+    }
     assert len(deltas) == 4 and found.keys() == {f"{name}.{part}" for name in deltas for part in "AB"}
     for name, delta in deltas.items():
         assert delta.abs().max() > 0.1
@@ -220,11 +237,23 @@ def test_an_exported_run_is_a_start(trained, exported, alpaca_overrides, tmp_pat
     assert again.keys() == last.keys() and all(torch.allclose(again[key], last[key], atol=1e-6) for key in last)
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"modules_to_save": ["lm_head"]}, r"holds base_model\.model\.lm_head\.weight, which is neither a factor of LoRA nor"),
-    ({"modules_to_save": ["model.norm"]}, r"holds base_model\.model\.model\.norm\.weight, which is neither a factor"),
-    ({"target_modules": ["q_proj"]}, r"adapts 2 modules, this run 4: model\.layers\.0\.self_attn\.v_proj is one of one side"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"modules_to_save": ["lm_head"]},
+            r"holds base_model\.model\.lm_head\.weight, which is neither a factor of LoRA nor",
+        ),
+        (
+            {"modules_to_save": ["model.norm"]},
+            r"holds base_model\.model\.model\.norm\.weight, which is neither a factor",
+        ),
+        (
+            {"target_modules": ["q_proj"]},
+            r"adapts 2 modules, this run 4: model\.layers\.0\.self_attn\.v_proj is one of one side",
+        ),
+    ],
+)
 def test_an_adapter_that_holds_more_or_less_is_refused(options, message, alpaca_overrides, tiny_llama, tmp_path):
     """Without a head nothing beside the factors is let through."""
     given = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"], "r": 8} | options

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import Interrupted, run_point
+from helpers import NO_DROPOUT, TRAIN, adapters, curves, equal
 from safetensors.torch import load_file
-from test_training import NO_DROPOUT, TRAIN, adapters, curves, equal
 from torch import nn
 from transformers import LlamaForCausalLM
 
@@ -43,8 +43,13 @@ def test_the_validation_loss_falls_and_the_record_says_of_what(alpaca_overrides,
     assert record.metric == "loss" and set(record.epochs[0]["metrics"]) == {"loss"}
     assert [list(half) for half in record.epochs[0]["halves"]] == [["loss"], ["loss"]]
     assert record.params == {"total": 1792, "adapter": 1792, "head": 0}
-    assert record.choices == {"method": "lora", "task": "alpaca", "backbone": "smollm2", "data": "local",
-                              "recipe": "quick"}  # fmt: skip
+    assert record.choices == {
+        "method": "lora",
+        "task": "alpaca",
+        "backbone": "smollm2",
+        "data": "local",
+        "recipe": "quick",
+    }
     shared = {"sha256": [sha256_file(tiny_alpaca)], "of": 60, "file": "rows.json"}
     assert record.data == {"train": {"rows": 54, **shared}, "validation": {"rows": 6, **shared}}
     assert record.run_id.startswith("adhoc/alpaca/lora-") and record.epochs[-1]["step"] == 24
@@ -169,8 +174,12 @@ def test_seeds_that_do_not_fit_side_by_side_are_trained_in_waves(alpaca_override
     run_point(command)
     found = [records.load(path) for path in sorted((tmp_path / "results").rglob("*.json"))]
     assert [(record.seed, record.packed_with, record.resumed_at) for record in found] == [
-        (0, [1], []), (1, [0], []), (2, [], [1]), (3, [4], []), (4, [3], [])
-    ]  # fmt: skip
+        (0, [1], []),
+        (1, [0], []),
+        (2, [], [1]),
+        (3, [4], []),
+        (4, [3], []),
+    ]
     waves = [line.split("memory: ")[1] for line in caplog.messages if line.startswith("waves")]
     assert waves == ["[0, 1, 2] then [3, 4]", "[0, 1] then [2] then [3, 4]"]
     assert not list((tmp_path / "outputs").rglob("checkpoint.pt"))

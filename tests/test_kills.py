@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import files, run_point
-from test_contract import PACKING
-from test_training import adapters, curves, equal
+from helpers import adapters, curves, equal
+from method_helpers import PACKING
 
 from melora_bench.adapters.files import trainable
 from melora_bench.records import records
@@ -27,19 +27,17 @@ from melora_bench.training.run import RunError
 from melora_bench.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
-OPERATIONS = (
-    "open",
-    "mkdir",
-    "chmod",
-    "fsync",
-    "replace",
-    "rename",
-    "unlink",
-)  # of os; an open counts if it may create
+# Functions of os; an open counts if it may create.
+OPERATIONS = ("open", "mkdir", "chmod", "fsync", "replace", "rename", "unlink")
 
 # A parent that has imported everything forks every worker: what a run imports only when it needs it takes seconds.
-LATE = ("torch._dynamo", "melora_bench.tasks.text", "transformers.models.roberta.modeling_roberta",
-        "transformers.models.roberta.tokenization_roberta", "melora_bench.tasks.metrics")  # fmt: skip
+LATE = (
+    "torch._dynamo",
+    "melora_bench.tasks.text",
+    "transformers.models.roberta.modeling_roberta",
+    "transformers.models.roberta.tokenization_roberta",
+    "melora_bench.tasks.metrics",
+)
 for name in LATE:
     importlib.import_module(name)
 FORKS = multiprocessing.get_context("forkserver")

@@ -19,11 +19,10 @@ import pytest
 import transformers
 from conftest import run_point
 from filelock import FileLock
+from helpers import adapters, curves, equal, point
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from synthetic import record
-from test_claims import point
-from test_training import adapters, curves, equal
 
 from melora_bench import cli, files
 from melora_bench.adapters.export import export
@@ -107,8 +106,14 @@ def test_files_have_the_mode_that_the_umask_says(umask, tiny_overrides, tiny_rob
         [path] = run_point([*tiny_overrides, "epochs=1"])
         with pytest.raises(RunError):
             run_point([*tiny_overrides, "epochs=1", "method.target_modules=[nothing]"])
-        export(str(path), str(tmp_path / "exported" / "adapter"), which="best", merged=False,
-               output_dir=str(tmp_path / "outputs"), backbone_path=str(tiny_roberta))  # fmt: skip
+        export(
+            str(path),
+            str(tmp_path / "exported" / "adapter"),
+            which="best",
+            merged=False,
+            output_dir=str(tmp_path / "outputs"),
+            backbone_path=str(tiny_roberta),
+        )
     finally:
         os.umask(before)
     folders = [tmp_path / name for name in ("results", "outputs", "cache", "exported")]
@@ -146,10 +151,17 @@ def test_the_holder_of_a_point_removes_what_killed_writes_left(tiny_overrides, t
     """Its own, when it holds the point; nothing of another point, and nothing while somebody else holds it."""
     mine, other = point(tiny_overrides), point([*tiny_overrides, "method=melora"])
     results = tmp_path / "results" / "runs" / "adhoc" / "sst2"
-    left = [mine.output(0) / ".best.safetensors.0123abcd", mine.output(0, 1) / ".checkpoint.pt.0123abcd",
-            mine.output(0) / ".tmpAbC", results / f".{mine.name}-s0.json.0123abcd"]  # fmt: skip
-    others = [other.output(0) / ".best.safetensors.0123abcd", results / f".{other.name}-s0.json.0123abcd",
-              results / f".{mine.name}0-s0.json.0123abcd"]  # fmt: skip
+    left = [
+        mine.output(0) / ".best.safetensors.0123abcd",
+        mine.output(0, 1) / ".checkpoint.pt.0123abcd",
+        mine.output(0) / ".tmpAbC",
+        results / f".{mine.name}-s0.json.0123abcd",
+    ]
+    others = [
+        other.output(0) / ".best.safetensors.0123abcd",
+        results / f".{other.name}-s0.json.0123abcd",
+        results / f".{mine.name}0-s0.json.0123abcd",
+    ]
     for path in [*left, *others]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("half of it")
@@ -250,13 +262,17 @@ def test_a_damaged_token_cache_is_made_anew(data, tokens, own):
     assert tokens() == right
 
 
-@pytest.mark.parametrize("spoil", [
-    lambda path: path.write_bytes(path.read_bytes()[:100]),
-    lambda path: path.write_bytes(b""),
-    lambda path: np.savez(path.open("wb"), ids=np.zeros(2, np.int32), offsets=np.array([0, 2])),
-    lambda path: np.savez(path.open("wb"), ids=np.zeros(2, np.int64), offsets=np.array([0, 1, 2, 2])),
-    lambda path: np.savez(path.open("wb"), ids=np.zeros(2, np.int32)),
-], ids=["half", "empty", "other rows", "other type", "no offsets"])  # fmt: skip
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:100]),
+        lambda path: path.write_bytes(b""),
+        lambda path: np.savez(path.open("wb"), ids=np.zeros(2, np.int32), offsets=np.array([0, 2])),
+        lambda path: np.savez(path.open("wb"), ids=np.zeros(2, np.int64), offsets=np.array([0, 1, 2, 2])),
+        lambda path: np.savez(path.open("wb"), ids=np.zeros(2, np.int32)),
+    ],
+    ids=["half", "empty", "other rows", "other type", "no offsets"],
+)
 def test_one_warning_names_the_damaged_file(spoil, tokens, own, caplog):
     right = tokens()
     [path] = own.rglob("*.npz")
@@ -392,11 +408,17 @@ def test_a_look_at_a_claim_needs_no_right_to_write(tmp_path):
     assert not held(lock)
 
 
-@pytest.mark.parametrize(("environment", "expected"), [
-    ({}, (1, True)), ({"RANK": "1"}, (1, True)), ({"RANK": "1", "WORLD_SIZE": ""}, (1, True)),
-    ({"RANK": "1", "WORLD_SIZE": "1"}, (1, True)), ({"RANK": "0", "WORLD_SIZE": "2"}, (2, True)),
-    ({"RANK": "1", "WORLD_SIZE": "2"}, (2, False)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, (1, True)),
+        ({"RANK": "1"}, (1, True)),
+        ({"RANK": "1", "WORLD_SIZE": ""}, (1, True)),
+        ({"RANK": "1", "WORLD_SIZE": "1"}, (1, True)),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, (2, True)),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, (2, False)),
+    ],
+)
 def test_the_main_process_unless_a_launcher_says_otherwise(environment, expected, monkeypatch):
     for key in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(key, raising=False)
@@ -409,8 +431,12 @@ def test_a_bare_machine_trains(tiny_overrides, tmp_path):
     """No git, no home, no cache, a RANK that some launcher left behind: one warning each, a record, exit code 0."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "XDG_"))}
     environment |= {"PATH": str(tmp_path), "HOME": NOWHERE, "MELORA_BENCH_CACHE": NOWHERE, "RANK": "3"}
-    done = subprocess.run([sys.executable, str(ROOT / "scripts" / "train.py"), *tiny_overrides], capture_output=True,
-                          text=True, env=environment)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "train.py"), *tiny_overrides],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
     assert done.returncode == 0, done.stderr
     [path] = (tmp_path / "results").rglob("*.json")
     assert records.load(path).git == {"commit": None, "dirty": None}
@@ -492,8 +518,13 @@ def test_a_librarys_own_error_names_the_file(tmp_path):
 def test_ctrl_c_ends_a_sweep_with_one_line(tiny_overrides, tmp_path):
     """In the first of two points: exit code 130, no traceback, the second is not begun, and the same command goes on."""
     sweep = [sys.executable, str(ROOT / "scripts" / "train.py"), "-m", *tiny_overrides, "method=lora,melora"]
-    worker = subprocess.Popen([*sweep, "epochs=400"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                              env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    worker = subprocess.Popen(
+        [*sweep, "epochs=400"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     lines = []
     while not any("  epoch 2/" in line for line in lines):
         lines.append(worker.stdout.readline())
@@ -571,8 +602,11 @@ def test_make_passes_arguments_not_words(make):
 def test_make_refuses_variables_that_it_does_not_have(make):
     code, commands, said = make("sweep", "TABLE=quickstart", "task=mrpc", "method.n=4")
     assert (code, commands) == (2, [])
-    assert re.fullmatch(r'Makefile:\d+: \*\*\* (method\.n task|task method\.n): no variable of this Makefile; the settings of '
-                        r'runs go into ARGS, as in ARGS="task=mrpc"\.  Stop\.\n', said)  # fmt: skip
+    assert re.fullmatch(
+        r"Makefile:\d+: \*\*\* (method\.n task|task method\.n): no variable of this Makefile; the settings of "
+        r'runs go into ARGS, as in ARGS="task=mrpc"\.  Stop\.\n',
+        said,
+    )
     code, commands, said = make("sweep")
     assert (code, commands) == (2, []) and "TABLE=NAME is missing" in said
     assert make("status", "TABLE=quickstart", "PYTHON=python3")[1] == [["status", "quickstart"]]
@@ -595,11 +629,23 @@ def test_tables_take_the_sweeps_arguments(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("error: ")
 
 
-@pytest.mark.parametrize(("argument", "expanded"), [
-    ("~/x", "/me/x"), ("~", "/me"), ("results_dir=~/a b", "results_dir=/me/a b"), ("data.root='~/x'", "data.root='/me/x'"),
-    ("to=~", "to=/me"), ("~data", "~data"), ("a=b~/c", "a=b~/c"), ("a=~b", "a=~b"), ("+data.root=~/x", "+data.root=/me/x"),
-    ("run=~/a=~/b", "run=/me/a=~/b"), ("task=mrpc", "task=mrpc"), ("", ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("argument", "expanded"),
+    [
+        ("~/x", "/me/x"),
+        ("~", "/me"),
+        ("results_dir=~/a b", "results_dir=/me/a b"),
+        ("data.root='~/x'", "data.root='/me/x'"),
+        ("to=~", "to=/me"),
+        ("~data", "~data"),
+        ("a=b~/c", "a=b~/c"),
+        ("a=~b", "a=~b"),
+        ("+data.root=~/x", "+data.root=/me/x"),
+        ("run=~/a=~/b", "run=/me/a=~/b"),
+        ("task=mrpc", "task=mrpc"),
+        ("", ""),
+    ],
+)
 def test_the_home_in_a_path(argument, expanded, monkeypatch):
     monkeypatch.setenv("HOME", "/me")
     assert home(argument) == expanded

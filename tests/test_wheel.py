@@ -87,9 +87,16 @@ def tiny(tiny_roberta, tiny_data, tmp_path) -> list[str]:
     """One point of the quickstart on the tiny model and data."""
     shutil.copytree(tiny_data / "sst2", tmp_path / "data" / "movie")
     return [
-        "task=movie", "method=lora", "backbone=roberta_base", f"backbone.path={tiny_roberta}", "backbone.name=tiny",
-        "data=local", f"data.root={tmp_path}/data", "seeds=[0]", "max_length=32",
-    ]  # fmt: skip
+        "task=movie",
+        "method=lora",
+        "backbone=roberta_base",
+        f"backbone.path={tiny_roberta}",
+        "backbone.name=tiny",
+        "data=local",
+        f"data.root={tmp_path}/data",
+        "seeds=[0]",
+        "max_length=32",
+    ]
 
 
 def test_a_point_is_trained_and_tabled_in_an_empty_folder(program, empty, tiny):

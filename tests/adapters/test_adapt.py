@@ -102,6 +102,7 @@ def test_a_saved_folder_is_read_by_stock_peft_and_by_load(model, method, tmp_pat
 
 def test_a_peft_adapter_is_loaded(model, tmp_path):
     """The update of a stock adapter, whatever its alpha."""
+    torch.manual_seed(0)
     stock = peft.get_peft_model(model(), peft.LoraConfig(r=4, lora_alpha=7, target_modules=TARGETS)).eval()
     for name, value in stock.named_parameters():
         if "lora_B" in name:
@@ -162,16 +163,27 @@ def test_hooks_come_in_the_trainers_order(model, tiny_overrides, monkeypatch):
     assert sum(adapter.method.report(0)["ranks"].values()) == 8 * 4
 
 
-@pytest.mark.parametrize(("method", "values", "message"), [
-    ("meloras", {}, r"^method 'meloras' is unknown: did you mean 'melora'\?$"),
-    ("zzz", {}, r"^method 'zzz' is unknown: there are adalora, .*, vera$"),
-    ("lora", {"rnk": 3}, r"^rnk is unknown: there are alpha, init_a, lora_dropout, r, target_modules, version$"),
-    ("lora", {"r": "8"}, r"^r=8 must be a whole number$"),
-    ("lora", {"target_modules": ["qeury"]}, r"'qeury' matches no linear layer; this model has dense, key, query, value$"),
-    ("lora", {"target_modules": None}, r"^target_modules is missing: .* linear layers, dense, key, out_proj, query, value$"),
-    ("melora", {"n": 5}, r"n=5 must divide d_in=32"),
-    ("adalora", {}, r"AdaLoRA would never prune"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "values", "message"),
+    [
+        ("meloras", {}, r"^method 'meloras' is unknown: did you mean 'melora'\?$"),
+        ("zzz", {}, r"^method 'zzz' is unknown: there are adalora, .*, vera$"),
+        ("lora", {"rnk": 3}, r"^rnk is unknown: there are alpha, init_a, lora_dropout, r, target_modules, version$"),
+        ("lora", {"r": "8"}, r"^r=8 must be a whole number$"),
+        (
+            "lora",
+            {"target_modules": ["qeury"]},
+            r"'qeury' matches no linear layer; this model has dense, key, query, value$",
+        ),
+        (
+            "lora",
+            {"target_modules": None},
+            r"^target_modules is missing: .* linear layers, dense, key, out_proj, query, value$",
+        ),
+        ("melora", {"n": 5}, r"n=5 must divide d_in=32"),
+        ("adalora", {}, r"AdaLoRA would never prune"),
+    ],
+)
 def test_what_cannot_be_is_refused_and_the_model_left_alone(model, method, values, message):
     ours = model()
     before = [(name, type(module)) for name, module in ours.named_modules()]

@@ -46,25 +46,52 @@ def test_rows_are_compared_with_the_row_they_name_or_the_first_of_lora():
     assert (made.rival, table().rival, table(MELORA).rival) == ("its LoRA", "LoRA", None)
 
 
-@pytest.mark.parametrize(("rows", "keys", "message"), [
-    ([without(MELORA, "over") | {"ovr": "method.n"}], {}, "rows.0.ovr is unknown: did you mean over? There are label, sett"),
-    ([LORA], {"averag": None}, "averag is unknown: did you mean average? There are title, tasks, rows, paper, number, "),
-    ([LORA], {"experiment": "x"}, "experiment is unknown: did you mean "),
-    ([LORA, without(MELORA, "over")], {}, "rows.1.settings has a list of values for method.n: it must be for the key that"),
-    ([LORA | {"over": "method.n"}], {}, "rows.0.settings has a list of values for no key: it must be for the key that over"),
-    ([LORA | {"settings": {"method.n": 2}}], {}, "rows.0.settings.method is missing: name an option of configs/method"),
-    ([without(LORA, "settings")], {}, "rows.0.settings is missing"),
-    ([LORA | {"published": {"singel": "r=8"}}], {}, "rows.0.published.singel is unknown: did you mean single? There are "),
-    (["LoRA"], {}, "rows.0.LoRA must be a mapping with the keys label, settings, over, "),
-    ([LORA], {"rows": "LoRA"}, "rows=LoRA must be a list"),
-    ([LORA], {"rows": []}, "rows and tasks must not be empty"),
-    ([LORA], {"number": 2, "paper": "melora"}, "number=2 must be a text or null"),
-    ([LORA], {"paper": "melora"}, "paper and number must be given together, or neither"),
-    ([LORA, LORA], {}, "the label 'LoRA' must be of one row, not of several"),
-    ([LORA | {"reference": "x"}], {}, "reference 'x' must be the label of a row"),
-    ([LORA], {"sweeps": [["method.n"]]}, "sweeps must be pairs of settings"),
-    ([LORA], {"speed": "yes"}, "speed=yes must be true or false"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rows", "keys", "message"),
+    [
+        (
+            [without(MELORA, "over") | {"ovr": "method.n"}],
+            {},
+            "rows.0.ovr is unknown: did you mean over? There are label, sett",
+        ),
+        (
+            [LORA],
+            {"averag": None},
+            "averag is unknown: did you mean average? There are title, tasks, rows, paper, number, ",
+        ),
+        ([LORA], {"experiment": "x"}, "experiment is unknown: did you mean "),
+        (
+            [LORA, without(MELORA, "over")],
+            {},
+            "rows.1.settings has a list of values for method.n: it must be for the key that",
+        ),
+        (
+            [LORA | {"over": "method.n"}],
+            {},
+            "rows.0.settings has a list of values for no key: it must be for the key that over",
+        ),
+        (
+            [LORA | {"settings": {"method.n": 2}}],
+            {},
+            "rows.0.settings.method is missing: name an option of configs/method",
+        ),
+        ([without(LORA, "settings")], {}, "rows.0.settings is missing"),
+        (
+            [LORA | {"published": {"singel": "r=8"}}],
+            {},
+            "rows.0.published.singel is unknown: did you mean single? There are ",
+        ),
+        (["LoRA"], {}, "rows.0.LoRA must be a mapping with the keys label, settings, over, "),
+        ([LORA], {"rows": "LoRA"}, "rows=LoRA must be a list"),
+        ([LORA], {"rows": []}, "rows and tasks must not be empty"),
+        ([LORA], {"number": 2, "paper": "melora"}, "number=2 must be a text or null"),
+        ([LORA], {"paper": "melora"}, "paper and number must be given together, or neither"),
+        ([LORA, LORA], {}, "the label 'LoRA' must be of one row, not of several"),
+        ([LORA | {"reference": "x"}], {}, "reference 'x' must be the label of a row"),
+        ([LORA], {"sweeps": [["method.n"]]}, "sweeps must be pairs of settings"),
+        ([LORA], {"speed": "yes"}, "speed=yes must be true or false"),
+    ],
+)
 def test_a_slip_is_refused_in_one_line_that_names_the_file(rows, keys, message):
     with pytest.raises(ValueError, match=re.escape(f"{FILE}: {message}")) as caught:
         table(*rows, **keys)

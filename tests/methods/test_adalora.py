@@ -3,8 +3,7 @@
 import peft
 import pytest
 import torch
-from test_contract import build
-from test_parity import batches
+from method_helpers import batches, build
 from transformers import AutoModelForSequenceClassification
 
 from melora_bench.adapters.files import trainable
@@ -35,9 +34,20 @@ def ours(folder, hook: bool, penalty: bool, skipped: int | None = None):
 def stock(folder, start):
     base = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2).double()
     config = peft.AdaLoraConfig(
-        task_type="SEQ_CLS", init_r=12, target_r=8, lora_alpha=16, lora_dropout=0.0, target_modules=["query", "value"],
-        tinit=2, tfinal=6, deltaT=3, beta1=0.85, beta2=0.85, orth_reg_weight=0.5, total_step=STEPS,
-    )  # fmt: skip
+        task_type="SEQ_CLS",
+        init_r=12,
+        target_r=8,
+        lora_alpha=16,
+        lora_dropout=0.0,
+        target_modules=["query", "value"],
+        tinit=2,
+        tfinal=6,
+        deltaT=3,
+        beta1=0.85,
+        beta2=0.85,
+        orth_reg_weight=0.5,
+        total_step=STEPS,
+    )
     model = peft.get_peft_model(base, config).double().eval()
     for name, value in model.named_parameters():
         key = name.removeprefix("base_model.model.").replace("modules_to_save.default.", "")

@@ -5,44 +5,13 @@ import copy
 import pytest
 import torch
 from conftest import composed
-from hydra.utils import get_class, instantiate
-from torch import nn
+from method_helpers import METHODS, PACKING, build, disturb, inputs, seeds_of
 from transformers import AutoModelForSequenceClassification
 
 from melora_bench.adapters.files import adapter_tensors, trainable
 from melora_bench.files import ROOT
 from melora_bench.methods.attach import merge
 from melora_bench.methods.layers import HeadLinear, Replicated
-
-METHODS = sorted(path.stem for path in (ROOT / "configs" / "method").glob("*.yaml"))
-PACKING = [name for name in METHODS if get_class(composed([f"method={name}"]).method._target_).packs]
-
-
-def seeds_of(name: str) -> list[int]:
-    """Two seeds, or one for a method that cannot train two side by side."""
-    return [3, 5] if name in PACKING else [5]
-
-
-def build(folder, name: str, seeds: list[int] | None = None, *overrides: str) -> tuple[nn.Module, object]:
-    """The tiny model with a method attached, dropout off."""
-    cfg = composed(["backbone=roberta_base", f"method={name}", *overrides])
-    method = instantiate(cfg.method, _convert_="all")
-    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
-    method.attach(model, "classifier", seeds or seeds_of(name), total_steps=100)
-    return model.eval(), method
-
-
-def inputs(replicas: int = 2, rows: int = 3) -> dict[str, torch.Tensor]:
-    """The same rows for every replica."""
-    ids = torch.randint(4, 20, (rows, 9), generator=torch.Generator().manual_seed(0))
-    return {"input_ids": ids.repeat(replicas, 1), "attention_mask": torch.ones(rows * replicas, 9, dtype=torch.long)}
-
-
-def disturb(model: nn.Module) -> None:
-    """Move every tensor that a run could change away from its initial value."""
-    source = torch.Generator().manual_seed(1)
-    for value in adapter_tensors(model).values():
-        value += 0.3 * torch.randn(value.shape, generator=source)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -237,5 +206,11 @@ def test_a_method_fits_in_one_short_file(name):
 def test_targets_are_matched_by_name_ending(tiny_roberta):
     _, method = build(tiny_roberta, "lora", None, "method.target_modules=[self.query,output.dense]")
     adapted = sorted(name.split("layer.")[1] for name in method.layers)
-    assert adapted == ["0.attention.output.dense", "0.attention.self.query", "0.output.dense",
-                       "1.attention.output.dense", "1.attention.self.query", "1.output.dense"]  # fmt: skip
+    assert adapted == [
+        "0.attention.output.dense",
+        "0.attention.self.query",
+        "0.output.dense",
+        "1.attention.output.dense",
+        "1.attention.self.query",
+        "1.output.dense",
+    ]

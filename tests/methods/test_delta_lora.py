@@ -3,9 +3,7 @@
 import pytest
 import torch
 from conftest import composed
-from test_contract import build
-from test_facts import COMMON
-from test_parity import STEPS, batches
+from method_helpers import COMMON, STEPS, batches, build
 from torch import nn
 from torch.nn.functional import cross_entropy, linear
 from transformers import AutoModelForSequenceClassification
@@ -192,9 +190,17 @@ def test_a_start_of_null_is_the_end_of_the_warm_up(tiny_roberta, warmup_ratio, s
 
 @pytest.mark.parametrize(
     ("task", "step"),
-    [("sst2", 400), ("mrpc", 10), ("cola", 100), ("qnli", 800), ("rte", 200), ("stsb", 200), ("mnli", None),
-     ("qqp", None)],
-)  # fmt: skip
+    [
+        ("sst2", 400),
+        ("mrpc", 10),
+        ("cola", 100),
+        ("qnli", 800),
+        ("rte", 200),
+        ("stsb", 200),
+        ("mnli", None),
+        ("qqp", None),
+    ],
+)
 def test_the_papers_recipes_give_k_by_task(task, step):
     """Composed as a run would be; the command line still wins. MPLoRA's table has neither MNLI nor QQP."""
     for paper in ["melora", "mplora"] if step else ["melora"]:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from conftest import run_point
+from method_helpers import build, disturb, inputs
 from scipy.stats import chisquare
-from test_contract import build, disturb, inputs
 
 from melora_bench.records import records
 

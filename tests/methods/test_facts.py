@@ -4,26 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_contract import build, disturb, inputs
-from torch import nn
+from method_helpers import COMMON, PENALTY, build, disturb, inputs, layer_of
 
 from melora_bench.adapters.files import trainable
 from melora_bench.methods.lora import LoRA
 from melora_bench.methods.melora import MELoRA
 from melora_bench.methods.mplora import MPLoRA, path_overlap
-from melora_bench.seeding import generator
-
-PENALTY = {"penalty_weight": 0.1, "norm": "squared_frobenius", "reduce_layers": "sum"}
-COMMON = {"version": 1, "target_modules": ["query"], "alpha": 16, "lora_dropout": 0.0, "init_a": "kaiming_uniform"}
-
-
-def layer_of(method, d_in: int, d_out: int, replicas: int = 2, device: str = "cpu"):
-    with torch.device(device):
-        layer = method.make_layer(nn.Linear(d_in, d_out), replicas)
-    if device == "cpu":
-        layer.reset_parameters([generator(seed, "adapter") for seed in range(replicas)])
-        layer.B.data.normal_(generator=torch.Generator().manual_seed(0))
-    return layer
 
 
 @given(st.integers(1, 4), st.sampled_from([1, 2, 4]), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))

@@ -3,8 +3,7 @@
 import pytest
 import torch
 from conftest import run_point
-from test_contract import build
-from test_parity import batches
+from method_helpers import batches, build
 from transformers import AutoModelForSequenceClassification
 
 from melora_bench.adapters.files import trainable

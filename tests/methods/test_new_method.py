@@ -151,7 +151,7 @@ def test_a_new_method_passes_the_contract_with_nothing_else_edited(project):
 @pytest.mark.slow
 def test_a_new_method_is_trained_and_exported_or_refused_with_nothing_else_edited(project):
     """Runs and records; the matrix is merged, and neither becomes a PEFT folder."""
-    assert passed(run(project, "tests/test_export.py", "-k", " or ".join(METHODS))) == 2 * 4
+    assert passed(run(project, "tests/adapters/test_export.py", "-k", " or ".join(METHODS))) == 2 * 4
 
 
 @pytest.mark.slow

@@ -4,32 +4,10 @@ import peft
 import peft.optimizers
 import pytest
 import torch
-from test_contract import build, inputs
+from method_helpers import build, inputs, train
 from transformers import AutoModelForSequenceClassification
 
 from melora_bench.adapters.files import trainable
-
-STEPS = 24
-
-
-def batches():
-    source = torch.Generator().manual_seed(7)
-    for _ in range(STEPS):
-        ids = torch.randint(4, 20, (6, 9), generator=source)
-        yield {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, torch.randint(0, 2, (6,), generator=source)
-
-
-def train(model, parameters, optimizer: torch.optim.Optimizer | None = None) -> list[float]:
-    optimizer = optimizer or torch.optim.AdamW(parameters, lr=5e-3, weight_decay=0.1)
-    losses = []
-    for batch, labels in batches():
-        loss = torch.nn.functional.cross_entropy(model(**batch).logits, labels)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses
 
 
 def stock(folder, ours, alpha: float, **options):

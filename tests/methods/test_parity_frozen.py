@@ -5,10 +5,7 @@ import math
 import peft
 import pytest
 import torch
-from test_contract import build, inputs
-from test_facts import COMMON, layer_of
-from test_parity import STEPS, train
-from test_shapes import trained
+from method_helpers import COMMON, STEPS, build, inputs, layer_of, train, trained_numbers
 from transformers import AutoModelForSequenceClassification
 
 from melora_bench.adapters.files import adapter_tensors, trainable
@@ -125,5 +122,5 @@ def test_veras_projections_are_kaiming_uniform(tiny_roberta):
 def test_parameter_counts_on_roberta_base():
     """24 matrices of 768 x 768. VeRA at r = 1024: the paper's 0.043M; LoRA-FA at r = 8: half of LoRA's 294,912."""
     vera = VeRA(version=1, target_modules=["query"], r=1024, lora_dropout=0.0, d_initial=0.1)
-    assert 24 * trained(layer_of(vera, 768, 768, replicas=1, device="meta")) == 43_008
-    assert 24 * trained(layer_of(LoRAFA(r=8, **COMMON), 768, 768, replicas=1, device="meta")) == 147_456
+    assert 24 * trained_numbers(layer_of(vera, 768, 768, replicas=1, device="meta")) == 43_008
+    assert 24 * trained_numbers(layer_of(LoRAFA(r=8, **COMMON), 768, 768, replicas=1, device="meta")) == 147_456

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from test_contract import build, inputs
-from test_facts import COMMON, layer_of
+from method_helpers import COMMON, build, inputs, layer_of
 
 from melora_bench.adapters.files import trainable
 from melora_bench.methods.lora import LoRA
@@ -25,9 +24,11 @@ def test_multi_lora_is_one_lora_of_rank_n_r_and_alpha_n_times_larger():
 @pytest.mark.parametrize(
     ("method", "expected"),
     [(MultiLoRA(r=8, n=n, **COMMON), count) for n, count in ((2, 589_824), (3, 884_736), (4, 1_179_648))]
-    + [(ShareLoRA(r=8, n=n, orth=0, path_dropout="shared", **COMMON), count)
-       for n, count in ((2, 442_368), (3, 589_824), (4, 737_280))],
-)  # fmt: skip
+    + [
+        (ShareLoRA(r=8, n=n, orth=0, path_dropout="shared", **COMMON), count)
+        for n, count in ((2, 442_368), (3, 589_824), (4, 737_280))
+    ],
+)
 def test_parameter_counts_of_mplora_table_1(method, expected):
     layer = layer_of(method, 768, 768, replicas=1, device="meta")
     assert 24 * (layer.A.numel() + layer.B.numel()) == expected

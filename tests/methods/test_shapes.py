@@ -9,9 +9,8 @@ from conftest import composed
 from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from method_helpers import COMMON, PACKING, PENALTY, disturb, layer_of, trained_numbers
 from omegaconf import OmegaConf
-from test_contract import PACKING, disturb
-from test_facts import COMMON, PENALTY, layer_of
 from torch import nn
 
 from melora_bench.adapters.files import adapter_tensors
@@ -25,8 +24,18 @@ from melora_bench.methods.melora import MELoRA
 from melora_bench.methods.mplora import MPLoRA
 
 DELTA = {"delta_ratio": 0.5, "start_step": 1, "warmup_ratio": 0.06}
-ADALORA = {"version": 1, "target_modules": ["query"], "alpha": 16, "lora_dropout": 0.0, "orth_weight": 0.1,
-           "beta1": 0.85, "beta2": 0.85, "init_warmup": 0.1, "final_warmup": 0.3, "delta_t": 10}  # fmt: skip
+ADALORA = {
+    "version": 1,
+    "target_modules": ["query"],
+    "alpha": 16,
+    "lora_dropout": 0.0,
+    "orth_weight": 0.1,
+    "beta1": 0.85,
+    "beta2": 0.85,
+    "init_warmup": 0.1,
+    "final_warmup": 0.3,
+    "delta_t": 10,
+}
 
 
 class Tiny(nn.Module):
@@ -122,15 +131,6 @@ def test_directions_that_are_zero_are_left_out():
         assert len(tensors) == 2 * len(ranks)
 
 
-def trained(layer: AdapterLayer) -> int:
-    """How many numbers a layer trains beside its base."""
-    return sum(
-        value.numel()
-        for name, value in layer.named_parameters()
-        if value.requires_grad and not name.startswith("base.")
-    )
-
-
 @pytest.mark.parametrize(
     ("method", "shape", "layers", "expected"),
     [
@@ -146,11 +146,11 @@ def trained(layer: AdapterLayer) -> int:
 )
 def test_parameter_counts(method, shape, layers, expected):
     """RoBERTa-base: 24 matrices of 768 x 768; LLaMA-2-7B: 64 of 4096 x 4096. AdaLoRA's is that of its first rank."""
-    assert layers * trained(layer_of(method, shape, shape, replicas=1, device="meta")) == expected
+    assert layers * trained_numbers(layer_of(method, shape, shape, replicas=1, device="meta")) == expected
 
 
 def test_melora_trains_64_times_fewer_numbers_than_lora_on_llama():
     """r = 1 against r = 64; the paper's text says 36 times, which its own counts do not give."""
-    lora = trained(layer_of(LoRA(r=64, **COMMON), 4096, 4096, replicas=1, device="meta"))
-    melora = trained(layer_of(MELoRA(r=1, n=64, **COMMON), 4096, 4096, replicas=1, device="meta"))
+    lora = trained_numbers(layer_of(LoRA(r=64, **COMMON), 4096, 4096, replicas=1, device="meta"))
+    melora = trained_numbers(layer_of(MELoRA(r=1, n=64, **COMMON), 4096, 4096, replicas=1, device="meta"))
     assert lora == 64 * melora

@@ -3,49 +3,23 @@
 import itertools
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import Interrupted, composed, interrupt, run_point
+from conftest import Interrupted, interrupt, run_point
+from helpers import NO_DROPOUT, TRAIN, adapters, curves, equal, poison_replica_1, without_dropout
+from method_helpers import METHODS
 from safetensors.torch import load_file
-from test_contract import METHODS
 
 from melora_bench.adapters.files import about
-from melora_bench.files import ROOT
 from melora_bench.methods.lora import LoRA
 from melora_bench.records import records
 from melora_bench.training.run import RunError
 from melora_bench.training.trainer import Trainer
-
-TRAIN = [sys.executable, str(ROOT / "scripts" / "train.py")]
-NO_DROPOUT = ["method.lora_dropout=0", "backbone.dropout=0"]
-TIMES = ("train_seconds", "eval_seconds")
-
-
-def without_dropout(method: str) -> list[str]:
-    """The overrides; some methods have no dropout of their own."""
-    return NO_DROPOUT if "lora_dropout" in composed([f"method={method}"]).method else NO_DROPOUT[1:]
-
-
-def curves(path: Path) -> list[dict]:
-    """A record's epochs without their times."""
-    return [{key: value for key, value in entry.items() if key not in TIMES} for entry in records.load(path).epochs]
-
-
-def adapters(output_dir: Path, kind: str = "last") -> dict[int, dict[str, torch.Tensor]]:
-    """{seed: the adapter file's tensors} of every run under an output directory."""
-    files = output_dir.glob(f"runs/*/*/*/{kind}.safetensors")
-    return {int(re.search(r"-s(\d+)$", path.parent.name)[1]): load_file(path) for path in files}
-
-
-def equal(one: dict, two: dict) -> bool:
-    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -121,7 +95,9 @@ def test_kill_9_in_the_middle_of_an_epoch(tiny_overrides, tmp_path):
     while not list((tmp_path / "outputs").rglob("checkpoint.pt")):
         assert process.poll() is None
         time.sleep(0.01)
-    time.sleep(random.random())
+    delay = random.random()
+    print(f"killed {delay} s after its first checkpoint")
+    time.sleep(delay)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not list((tmp_path / "results").rglob("*.json"))
@@ -273,18 +249,6 @@ def test_a_dropped_hook_is_noticed(tiny_overrides, tmp_path, monkeypatch):
     [without] = run_point([*command, f"results_dir={tmp_path}/without", f"output_dir={tmp_path}/without"])
     assert curves(with_penalty)[-1]["penalty"] > 0
     assert curves(with_penalty)[-1]["train_loss"] != curves(without)[-1]["train_loss"]
-
-
-def poison_replica_1(monkeypatch) -> None:
-    """LoRA's second replica gets a NaN before step 6."""
-    real = LoRA.before_forward
-
-    def poison(self, step):
-        if step == 6:
-            next(iter(self.layers.values())).A.data[1] = float("nan")
-        real(self, step)
-
-    monkeypatch.setattr(LoRA, "before_forward", poison)
 
 
 def test_one_replica_goes_bad(tiny_overrides, tmp_path, monkeypatch):

@@ -73,7 +73,7 @@ def test_noise_is_the_standard_error_of_a_difference_of_three_seeds():
         "MELoRA's +0.73 (paper 1, 8 tasks; seeds alone 0.58)",
         "is LoRA, -0.29 (paper 2, 3 tasks; seeds alone 0.94)",
     ):
-        assert gap in text  # fmt: skip
+        assert gap in text
 
 
 def test_seeds_and_backbones_are_not_mixed():

@@ -8,21 +8,13 @@ import sys
 import time
 
 import pytest
-from conftest import composed, run_point
-from omegaconf import OmegaConf
+from conftest import run_point
+from helpers import TRAIN, point
 
-from melora_bench.files import ROOT
 from melora_bench.records import records
-from melora_bench.training.points import Point
 from melora_bench.training.run import RunError
 
-TRAIN = [sys.executable, str(ROOT / "scripts" / "train.py")]
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-def point(overrides: list[str]) -> Point:
-    cfg = composed(overrides, return_hydra_config=True)
-    return Point.of(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), cfg.hydra.runtime.choices)
 
 
 def test_a_held_point_is_left_alone(tiny_overrides, tmp_path):
@@ -40,11 +32,15 @@ def test_a_held_point_is_left_alone(tiny_overrides, tmp_path):
 def test_a_dead_workers_point_is_free(tiny_overrides):
     """kill -9 leaves no claim behind."""
     held = (
-        "import sys, time; from test_claims import point\n"
+        "import sys, time; from helpers import point\n"
         "with point(sys.argv[1:]).claimed() as mine: print(mine, flush=True); time.sleep(60)"
     )
-    worker = subprocess.Popen([sys.executable, "-c", held, *tiny_overrides], stdout=subprocess.PIPE, text=True,
-                              env=ENV | {"PYTHONPATH": os.pathsep.join(sys.path)})  # fmt: skip
+    worker = subprocess.Popen(
+        [sys.executable, "-c", held, *tiny_overrides],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=ENV | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
     assert worker.stdout.readline() == "True\n"
     with point(tiny_overrides).claimed() as mine:
         assert not mine
@@ -58,8 +54,9 @@ def test_a_dead_workers_point_is_free(tiny_overrides):
 def test_four_workers_train_each_point_once(tiny_overrides, tmp_path):
     """Four processes start one sweep of four points together: eight records, each written once, all good."""
     sweep = [*TRAIN, "-m", *tiny_overrides, "method=lora,melora,mplora,head", "seeds=[0,1]", "epochs=3"]
-    workers = [subprocess.Popen(sweep, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENV)
-               for _ in range(4)]  # fmt: skip
+    workers = [
+        subprocess.Popen(sweep, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENV) for _ in range(4)
+    ]
     printed = [worker.communicate()[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0, 0, 0], printed
     assert sum(text.count("  done  ") for text in printed) == 4
@@ -120,8 +117,9 @@ def test_a_sweep_killed_at_random_moments_loses_and_doubles_nothing(tiny_overrid
         assert there.items() <= (there := contents(tmp_path / "results")).items()
     subprocess.run(sweep, check=True, capture_output=True, env=ENV)
     assert there.items() <= contents(tmp_path / "results").items()
-    whole, broken = ({path.name: records.load(path) for path in (tmp_path / name).rglob("*.json")}
-                     for name in ("whole", "results"))  # fmt: skip
+    whole, broken = (
+        {path.name: records.load(path) for path in (tmp_path / name).rglob("*.json")} for name in ("whole", "results")
+    )
     assert len(whole) == 4 and len(broken) == 4
     for name, record in whole.items():
         assert [curve(entry) for entry in record.epochs] == [curve(entry) for entry in broken[name].epochs]

@@ -23,8 +23,10 @@ def lora_and_mplora(gain: float = 0.01) -> list:
         for seed in range(3):
             top = 0.80 + 0.01 * seed
             found.append(record(task=task, seed=seed, curve=(0.7, top)))
-            found += [record(method="mplora", n=n, task=task, seed=seed, curve=(0.7, top + (k + 1) * gain))
-                      for k, n in enumerate((2, 4, 8))]  # fmt: skip
+            found += [
+                record(method="mplora", n=n, task=task, seed=seed, curve=(0.7, top + (k + 1) * gain))
+                for k, n in enumerate((2, 4, 8))
+            ]
     return found
 
 
@@ -71,9 +73,14 @@ def small_glue(folder):
         record(method="head", adapter=0, task="stsb", seed=seed, curve=(0.6, top))
         for seed, top in ((0, 0.7), (1, 0.72))
     ]
-    found += [record(method=method, adapter=adapter, r=r, task="stsb", curve=(0.6, top), **own)
-              for method, adapter, r, top, own in (("vera", 7680, 256, 0.8, {"lr": 0.01}), ("lora", 73728, 8, 0.75, {}),
-                                                   ("full", 22_713_216, 8, 0.9, {"lr": 1e-4}))]  # fmt: skip
+    found += [
+        record(method=method, adapter=adapter, r=r, task="stsb", curve=(0.6, top), **own)
+        for method, adapter, r, top, own in (
+            ("vera", 7680, 256, 0.8, {"lr": 0.01}),
+            ("lora", 73728, 8, 0.75, {}),
+            ("full", 22_713_216, 8, 0.9, {"lr": 1e-4}),
+        )
+    ]
     for each in found:
         each.choices["recipe"], each.run_id = "small", each.run_id.replace("mplora_table2", "small_glue")
     return section("small_glue", saved(folder, *found))
@@ -189,8 +196,11 @@ def test_the_same_records_give_the_same_files(tmp_path):
 def test_one_score_is_no_curve(tmp_path):
     """And the curves that an earlier drawing left are removed; another table's stay."""
     results = saved(tmp_path, record(curve=(0.8,)))
-    stale = [tmp_path / "figures" / f"{name}_roberta_base_curves.{end}" for name in ("mplora_table2", "audit")
-             for end in ("svg", "png")]  # fmt: skip
+    stale = [
+        tmp_path / "figures" / f"{name}_roberta_base_curves.{end}"
+        for name in ("mplora_table2", "audit")
+        for end in ("svg", "png")
+    ]
     (tmp_path / "figures").mkdir()
     for path in stale:
         path.touch()

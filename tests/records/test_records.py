@@ -2,18 +2,17 @@
 
 import json
 import subprocess
-from pathlib import Path
 
 import pytest
 from conftest import composed
 from omegaconf import OmegaConf
 from synthetic import record
 
-from melora_bench.files import sha256_json
+from melora_bench.files import ROOT, sha256_json
 from melora_bench.records import provenance, records
 from melora_bench.records.identity import UNLESS_SET, config_hash, identity
 
-FIXTURES = sorted((Path(__file__).parent / "data" / "records" / "v1").glob("*/*.json"))
+FIXTURES = sorted((ROOT / "tests" / "data" / "records" / "v1").glob("*/*.json"))
 LOCAL = ["data=local", "data.root=/there"]
 
 
@@ -22,20 +21,45 @@ def digest(*overrides: str) -> str:
     return config_hash(identity(config))
 
 
-@pytest.mark.parametrize("override", [
-    "seeds=[3,4]", "experiment=other", "results_dir=/r", "output_dir=/o", "tracker=tensorboard", "data.root=/elsewhere",
-    "backbone.path=/model", "method._target_=elsewhere.LoRA", "task._target_=elsewhere.Task", "_target_=elsewhere.main",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seeds=[3,4]",
+        "experiment=other",
+        "results_dir=/r",
+        "output_dir=/o",
+        "tracker=tensorboard",
+        "data.root=/elsewhere",
+        "backbone.path=/model",
+        "method._target_=elsewhere.LoRA",
+        "task._target_=elsewhere.Task",
+        "_target_=elsewhere.main",
+    ],
+)
 def test_the_hash_does_not_see_seeds_places_and_class_names(override):
     adds = "+" if override.startswith("_target_") else ""
     assert digest(adds + override) == digest()
 
 
-@pytest.mark.parametrize("override", [
-    "method.version=2", "task.version=2", "lr=1e-3", "method.r=4", "method.alpha=8", "data.splits.train=part", "epochs=3",
-    "precision=bf16", "max_train_rows=10", "init_from=adhoc/movie/lora-0", "max_steps=9",
-    "eval_steps=9", "warmup_steps=0", "backbone.target_modules=[query]",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "override",
+    [
+        "method.version=2",
+        "task.version=2",
+        "lr=1e-3",
+        "method.r=4",
+        "method.alpha=8",
+        "data.splits.train=part",
+        "epochs=3",
+        "precision=bf16",
+        "max_train_rows=10",
+        "init_from=adhoc/movie/lora-0",
+        "max_steps=9",
+        "eval_steps=9",
+        "warmup_steps=0",
+        "backbone.target_modules=[query]",
+    ],
+)
 def test_the_hash_sees_what_changes_numbers(override):
     assert digest(override) != digest()
 
@@ -82,16 +106,22 @@ def changed_config(content: dict) -> dict:
     return resealed(content)  # whoever repairs the digest still has the config's hash against them
 
 
-@pytest.mark.parametrize(("edit", "message"), [
-    (lambda content: resealed(content | {"schema": 2}), "schema 2, this version reads schema 1"),
-    (lambda content: [content], "schema 'list'"),
-    (lambda content: resealed(content | {"note": ""}), "unknown key or lacks one: note"),
-    (lambda content: resealed({key: content[key] for key in content if key != "env"}), "unknown key or lacks one: env"),
-    (changed_metric, "was edited"),
-    (changed_config, "was edited"),
-    (lambda content: content | {"seed": 1}, "was edited"),
-    (lambda content: content | {"wall_seconds": None}, "was edited"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda content: resealed(content | {"schema": 2}), "schema 2, this version reads schema 1"),
+        (lambda content: [content], "schema 'list'"),
+        (lambda content: resealed(content | {"note": ""}), "unknown key or lacks one: note"),
+        (
+            lambda content: resealed({key: content[key] for key in content if key != "env"}),
+            "unknown key or lacks one: env",
+        ),
+        (changed_metric, "was edited"),
+        (changed_config, "was edited"),
+        (lambda content: content | {"seed": 1}, "was edited"),
+        (lambda content: content | {"wall_seconds": None}, "was edited"),
+    ],
+)
 def test_load_refuses_a_file_that_is_off_and_names_it(tmp_path, edit, message):
     path = record().save(tmp_path)
     path.write_text(json.dumps(edit(json.loads(path.read_text()))))

@@ -7,17 +7,24 @@ import pytest
 import torch
 import transformers
 from conftest import run_point
+from helpers import curves
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_training import curves
 
 from melora_bench.models.backbones import Encoder
 from melora_bench.models.streams import KINDS, check_layout, pool_rows, takes_streams
 from melora_bench.tasks.batches import count_tokens
 from melora_bench.tasks.splits import Split
 
-SIZES = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
-         "max_position_embeddings": 70, "num_labels": 3}  # fmt: skip
+SIZES = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 70,
+    "num_labels": 3,
+}
 
 
 def model(kind: str, **config) -> torch.nn.Module:
@@ -140,8 +147,15 @@ def test_a_model_that_takes_no_streams_is_padded():
 @pytest.mark.parametrize("pooling", ["null", "mean"])
 def test_a_run_is_the_same_in_both_layouts(tiny_overrides, tmp_path, pooling, accumulation):
     """Three seeds side by side, dropout 0: every loss and score; the layout is no part of the run's identity."""
-    command = [*tiny_overrides, "method.lora_dropout=0", "backbone.dropout=0", "lr=0.01", "seeds=[0,1,2]",
-               f"backbone.pooling={pooling}", f"accumulation={accumulation}"]  # fmt: skip
+    command = [
+        *tiny_overrides,
+        "method.lora_dropout=0",
+        "backbone.dropout=0",
+        "lr=0.01",
+        "seeds=[0,1,2]",
+        f"backbone.pooling={pooling}",
+        f"accumulation={accumulation}",
+    ]
     streams = run_point([*command, "layout=streams"])
     padded = run_point([*command, "layout=padded", f"results_dir={tmp_path}/padded", f"output_dir={tmp_path}/padded"])
     assert [path.name for path in streams] == [path.name for path in padded]

@@ -43,12 +43,20 @@ def test_a_launcher_runs_a_grid(tiny_overrides, tmp_path, launcher):
     narrow = ["task=mrpc", "method=share_lora"]
     own = [item for item in tiny_overrides if not item.startswith(("task=", "data=", "backbone="))]
     tiny = ["data=local", "backbone=roberta_base", "backbone.name=tiny", "epochs=1", "max_length=32", "seeds=[0]"]
-    done = subprocess.run([*command, *narrow, *own, *tiny, "method.n=2,4"], capture_output=True, text=True,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    done = subprocess.run(
+        [*command, *narrow, *own, *tiny, "method.n=2,4"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     written = [records.load(path) for path in (tmp_path / "results").rglob("*.json")]
     assert sorted((r.choices["method"], r.config["method"]["n"], r.config["method"]["orth"]) for r in written) == [
-        ("share_lora", 2, 0), ("share_lora", 2, 0.1), ("share_lora", 4, 0), ("share_lora", 4, 0.1)]  # fmt: skip
+        ("share_lora", 2, 0),
+        ("share_lora", 2, 0.1),
+        ("share_lora", 4, 0),
+        ("share_lora", 4, 0.1),
+    ]
 
 
 def test_slurm_config_composes():

@@ -13,10 +13,11 @@ import peft
 import pytest
 import torch
 from conftest import WORDS, composed, run_point, sentences
+from helpers import MERGED
 from hydra.utils import instantiate
+from method_helpers import METHODS, PACKING
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_contract import METHODS, PACKING
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForMaskedLM
 
 from melora_bench.adapters.card import base_name
@@ -30,7 +31,6 @@ from melora_bench.records import records
 from melora_bench.records.records import best_epoch
 
 HEAD = "classifier."
-MERGED = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 # What each method's update needs; the others' ranks depend on the run.
 RANKS = dict.fromkeys(("lora", "lora_fa", "lora_plus", "rslora", "mplora", "share_lora"), 8)
 RANKS |= dict.fromkeys(("melora", "multi_lora", "delta_lora"), 16) | {"vera": 256}
@@ -46,12 +46,29 @@ def trained(tiny_roberta, tiny_data, tmp_path_factory):
 
     @functools.cache
     def run(method: str, *overrides: str) -> list[records.RunRecord]:
-        return [records.load(path) for path in run_point([
-            "backbone=roberta_base", f"backbone.path={tiny_roberta}", "backbone.name=tiny", "data=local",
-            f"data.root={tiny_data}", "task=sst2", f"method={method}", "seeds=[0,1]", "lr=0.02", "epochs=6",
-            "batch_size=16", "backbone.target_modules=[value,intermediate.dense]", f"results_dir={root}/results",
-            f"output_dir={root}/outputs", *STRONGER.get(method, []), *overrides,
-        ])]  # fmt: skip
+        return [
+            records.load(path)
+            for path in run_point(
+                [
+                    "backbone=roberta_base",
+                    f"backbone.path={tiny_roberta}",
+                    "backbone.name=tiny",
+                    "data=local",
+                    f"data.root={tiny_data}",
+                    "task=sst2",
+                    f"method={method}",
+                    "seeds=[0,1]",
+                    "lr=0.02",
+                    "epochs=6",
+                    "batch_size=16",
+                    "backbone.target_modules=[value,intermediate.dense]",
+                    f"results_dir={root}/results",
+                    f"output_dir={root}/outputs",
+                    *STRONGER.get(method, []),
+                    *overrides,
+                ]
+            )
+        ]
 
     run.root = root
     run.file = lambda record, which: root / "outputs" / "runs" / record.run_id / f"{which}.safetensors"
@@ -96,8 +113,9 @@ def headed(folder, file):
 
 
 def texts(folder, count: int = 12):
-    return AutoTokenizer.from_pretrained(folder)([text for text, _ in sentences(count, 5)], padding=True,
-                                                 return_tensors="pt")  # fmt: skip
+    return AutoTokenizer.from_pretrained(folder)(
+        [text for text, _ in sentences(count, 5)], padding=True, return_tensors="pt"
+    )
 
 
 @torch.no_grad()
@@ -200,9 +218,16 @@ def test_adapter_files(name, trained, export, tiny_roberta, tmp_path):
     head = {f"{PREFIX}{key}": value for key, value in source.items() if key.startswith(HEAD)}
     assert len(head) == 4 and len(tensors) == 2 * len(ranks) + 4
     assert all(torch.equal(tensors[key], value) for key, value in head.items())
-    fixed = {"peft_type": "LORA", "task_type": "SEQ_CLS", "modules_to_save": ["classifier"], "bias": "none",
-             "lora_dropout": 0.0, "inference_mode": True, "base_model_name_or_path": None,
-             "revision": None}  # fmt: skip
+    fixed = {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS",
+        "modules_to_save": ["classifier"],
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "inference_mode": True,
+        "base_model_name_or_path": None,
+        "revision": None,
+    }
     assert {key: config[key] for key in fixed} == fixed
     own = {"r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern"}
     assert set(config) == own | set(fixed) and set(config) <= set(peft.LoraConfig.__dataclass_fields__)
@@ -454,9 +479,9 @@ def test_options(export, tmp_path):
     assert names(tmp_path) == set()
 
 
-@pytest.mark.parametrize("options", [{"run": "x"}, {"to": "a"},
-                                     {"run": "x", "to": ""},
-                                     {"run": "x", "to": "a", "merged": "maybe"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "options", [{"run": "x"}, {"to": "a"}, {"run": "x", "to": ""}, {"run": "x", "to": "a", "merged": "maybe"}]
+)
 def test_options_left_out(options, export, tmp_path, monkeypatch):
     """Without run= or to=, or with merged= neither true nor false, the line says how it is done."""
     monkeypatch.chdir(tmp_path)
@@ -491,8 +516,16 @@ def test_target_of_several_seeds_that_is_a_file(long, refused, tmp_path):
     refused(r"to=.*a\b", run=long[0].run_id.removesuffix("-s0"))
 
 
-@pytest.mark.parametrize("run", ["adhoc/sst2/lora-0123456789", "adhoc/sst2/lora-0123456789-s0", "nothing.json",
-                                 "nothing.safetensors", "/nothing/lora-0123456789"])  # fmt: skip
+@pytest.mark.parametrize(
+    "run",
+    [
+        "adhoc/sst2/lora-0123456789",
+        "adhoc/sst2/lora-0123456789-s0",
+        "nothing.json",
+        "nothing.safetensors",
+        "/nothing/lora-0123456789",
+    ],
+)
 def test_run_that_does_not_exist(run, refused):
     refused(r"nothing|lora-0123456789.* does not exist: run= takes a record", run=run)
 
@@ -556,10 +589,17 @@ def test_second_seed_broken(long, trained, refused, tmp_path):
 @pytest.mark.parametrize(
     "error", [OSError("no space left"), KeyboardInterrupt()], ids=lambda error: type(error).__name__
 )
-@pytest.mark.parametrize(("broken", "merged", "to"), [
-    ("peft_format.save_file", "false", "a"), ("export.merge", "true", "a"), ("export.adapter_card", "false", "a"),
-    ("export.merged_card", "true", "a"), ("export.difference", "false", "a"), ("peft_format.save_file", "false", "new/a"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("broken", "merged", "to"),
+    [
+        ("peft_format.save_file", "false", "a"),
+        ("export.merge", "true", "a"),
+        ("export.adapter_card", "false", "a"),
+        ("export.merged_card", "true", "a"),
+        ("export.difference", "false", "a"),
+        ("peft_format.save_file", "false", "new/a"),
+    ],
+)
 def test_failure_while_writing_leaves_nothing(broken, merged, to, error, long, export, tmp_path, monkeypatch):
     """Whatever step fails, neither the folder nor a part of it stays."""
     reached = []

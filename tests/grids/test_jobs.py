@@ -26,15 +26,18 @@ def grid(name: str, *overrides: str) -> list[list[str]]:
     return jobs(load_table(name), list(overrides))
 
 
-@pytest.mark.parametrize(("name", "per_task", "tasks"), [
-    ("melora_table2", 10, "mnli sst2 mrpc cola qnli qqp rte stsb"),
-    ("mplora_table2", 8, "mrpc cola sst2 stsb qnli rte"),
-    ("quickstart", 17, "movie tweets"),
-    ("melora_table4", 11, "mnli sst2 mrpc cola qnli qqp rte stsb"),
-    ("mplora_table1", 10, "mrpc cola sst2 stsb"),
-    ("mplora_table3", 33, "mrpc cola stsb"),
-    ("audit", 6, "movie"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "per_task", "tasks"),
+    [
+        ("melora_table2", 10, "mnli sst2 mrpc cola qnli qqp rte stsb"),
+        ("mplora_table2", 8, "mrpc cola sst2 stsb qnli rte"),
+        ("quickstart", 17, "movie tweets"),
+        ("melora_table4", 11, "mnli sst2 mrpc cola qnli qqp rte stsb"),
+        ("mplora_table1", 10, "mrpc cola sst2 stsb"),
+        ("mplora_table3", 33, "mrpc cola stsb"),
+        ("audit", 6, "movie"),
+    ],
+)
 def test_a_table_is_its_rows_times_its_tasks(name, per_task, tasks):
     made = grid(name)
     assert len(made) == per_task * len(tasks.split())
@@ -51,18 +54,21 @@ def test_no_point_stands_twice_and_each_names_its_task_and_method_once(name):
         assert {"task", "method"} <= set(keys)
 
 
-@pytest.mark.parametrize(("overrides", "count"), [
-    (["task=mrpc"], 8),
-    (["task=mrpc,cola"], 16),
-    (["method=lora"], 6),
-    (["method=melora,mplora"], 36),
-    (["method.n=4"], 12),
-    (["method.n=4, 8", "task=rte"], 4),
-    (["task=rte", "method=mplora", "method.n=8"], 1),
-    (["method.r=8"], 42),
-    (["method=lora,adalora"], 12),
-    (["lr=1e-3", "seeds=[0,1]"], 48),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("overrides", "count"),
+    [
+        (["task=mrpc"], 8),
+        (["task=mrpc,cola"], 16),
+        (["method=lora"], 6),
+        (["method=melora,mplora"], 36),
+        (["method.n=4"], 12),
+        (["method.n=4, 8", "task=rte"], 4),
+        (["task=rte", "method=mplora", "method.n=8"], 1),
+        (["method.r=8"], 42),
+        (["method=lora,adalora"], 12),
+        (["lr=1e-3", "seeds=[0,1]"], 48),
+    ],
+)
 def test_narrowing(overrides, count):
     assert len(grid("mplora_table2", *overrides)) == count
 
@@ -102,24 +108,48 @@ def test_a_row_with_another_backbone_of_its_own_is_left_out():
     )
 
 
-@pytest.mark.parametrize(("overrides", "message"), [
-    (["task=mnli"], "no point of this table has task=mnli; it has task=mrpc,cola,sst2,stsb,qnli,rte"),
-    (["method.n=3"], "no point of this table has method.n=3; it has method.n=2,4,8"),
-    (["method=lora", "method.n=4"], "has method=lora method.n=4; it has method=lora,adalora,melora,mplora; method.n=2,4,8"),
-    (["task="], "no point of this table has task=; it has task="),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["task=mnli"], "no point of this table has task=mnli; it has task=mrpc,cola,sst2,stsb,qnli,rte"),
+        (["method.n=3"], "no point of this table has method.n=3; it has method.n=2,4,8"),
+        (
+            ["method=lora", "method.n=4"],
+            "has method=lora method.n=4; it has method=lora,adalora,melora,mplora; method.n=2,4,8",
+        ),
+        (["task="], "no point of this table has task=; it has task="),
+    ],
+)
 def test_nothing_left_is_refused_with_what_there_is(overrides, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         grid("mplora_table2", *overrides)
 
 
-@pytest.mark.parametrize("overrides", [
-    [], ["seeds=[0,1]"], ["task=mrpc", "method=lora"], ["method.n=4"], ["data=local", "data.root=/x"], ["backbone=minilm"],
-    ["backbone.path=/x"], ["results_dir=/x", "output_dir=/y", "tracker=wandb", "shard=true", "compile=true"],
-    ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], ["experiment=mine", "epochs=1"],
-    ["precision=no", "task=mrpc", "method=lora"], ["lr=0.0004", "weight_decay=1e-1", "task=mrpc,rte", "method=lora,adalora"],
-    ["recipe=mplora/mrpc", "task=mrpc", "method=lora", "data.revision=main", "hydra.mode=RUN", "table=mplora_table2"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["seeds=[0,1]"],
+        ["task=mrpc", "method=lora"],
+        ["method.n=4"],
+        ["data=local", "data.root=/x"],
+        ["backbone=minilm"],
+        ["backbone.path=/x"],
+        ["results_dir=/x", "output_dir=/y", "tracker=wandb", "shard=true", "compile=true"],
+        ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+        ["experiment=mine", "epochs=1"],
+        ["precision=no", "task=mrpc", "method=lora"],
+        ["lr=0.0004", "weight_decay=1e-1", "task=mrpc,rte", "method=lora,adalora"],
+        [
+            "recipe=mplora/mrpc",
+            "task=mrpc",
+            "method=lora",
+            "data.revision=main",
+            "hydra.mode=RUN",
+            "table=mplora_table2",
+        ],
+    ],
+)
 def test_what_leaves_a_grid_in_its_own_experiment(overrides):
     """Which points, where files are, who trains them, on which backbone; values that the table's points have anyway, however
     they are written; and a name of the user's has the last word."""
@@ -127,17 +157,21 @@ def test_what_leaves_a_grid_in_its_own_experiment(overrides):
     assert (name, trial) == ("mine" if overrides and overrides[0] == "experiment=mine" else "mplora_table2", [])
 
 
-@pytest.mark.parametrize(("overrides", "name"), [
-    (["max_train_rows=32"], "mplora_table2-max_train_rows-32"),
-    (["task=mrpc", "epochs=1", "batch_size=8"], "mplora_table2-batch_size-8-epochs-1"),
-    (["precision=bf16"], "mplora_table2-precision-bf16"),
-    (["method.alpha=8"], "mplora_table2-method.alpha-8"),
-    (["recipe=quick"], "mplora_table2-recipe-quick"),
-    (["data=local", "data.splits.train=train_small"], "mplora_table2-data.splits.train-train_small"),
-    (["+note=x"], "mplora_table2-note-x"),
-    (["weight_decay=0.1", "epochs=30"], "mplora_table2-epochs-30-weight_decay-0.1"),  # on MRPC as it is, on CoLA another
-    (["task=mrpc", "init_from=/home/somebody/adapter"], "mplora_table2-init_from-"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["max_train_rows=32"], "mplora_table2-max_train_rows-32"),
+        (["task=mrpc", "epochs=1", "batch_size=8"], "mplora_table2-batch_size-8-epochs-1"),
+        (["precision=bf16"], "mplora_table2-precision-bf16"),
+        (["method.alpha=8"], "mplora_table2-method.alpha-8"),
+        (["recipe=quick"], "mplora_table2-recipe-quick"),
+        (["data=local", "data.splits.train=train_small"], "mplora_table2-data.splits.train-train_small"),
+        (["+note=x"], "mplora_table2-note-x"),
+        # On MRPC as it is, on CoLA another.
+        (["weight_decay=0.1", "epochs=30"], "mplora_table2-epochs-30-weight_decay-0.1"),
+        (["task=mrpc", "init_from=/home/somebody/adapter"], "mplora_table2-init_from-"),
+    ],
+)
 def test_a_trial_gets_an_experiment_of_its_own(overrides, name):
     """In whatever order it was typed; a name is one part of a path, and not too long for one."""
     grid = load_table("mplora_table2")
@@ -158,8 +192,9 @@ def test_a_trial_of_a_table_does_not_poison_it(tiny_overrides, tmp_path, capsys,
     short = [*own, "epochs=1", "batch_size=16", "max_length=64"]
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "train.py"), "table=mplora_table2", *short, "max_train_rows=32"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+    )
     out = done.stdout + done.stderr
     name = "mplora_table2-batch_size-16-epochs-1-max_length-64-max_train_rows-32"
     assert done.returncode == 0, out
@@ -279,21 +314,24 @@ def test_main_reports_what_it_refuses(capsys):
     assert "error: Could not override 'epoch': did you mean epochs?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("override", "message"), [
-    ("seeds=[0,0]", "must be a list of different numbers"),
-    ("seeds=[]", "must be a list of different numbers"),
-    ("seeds=3", "must be a list of different numbers"),
-    ("seeds=[-1]", "must be whole numbers from 0 on"),
-    ("+epoch=1", "epoch is no key of configs/train.yaml"),
-    ("epochs=2.5", "epochs=2.5 must be a positive whole number"),
-    ("lr=true", "lr=True must be a positive number"),
-    ("warmup_ratio=2", "at most 1"),
-    ("seeds=[0.5]", "must be whole numbers from 0 on"),
-    ("epochs=0", "epochs=0 must be a positive whole number"),
-    ("lr=null", "lr=None must be a positive number"),
-    ("max_train_rows=0", "max_train_rows=0 must be a positive whole number, or null"),
-    ("precision=fp8", "precision='fp8' is unknown: use no, bf16 or fp16"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seeds=[0,0]", "must be a list of different numbers"),
+        ("seeds=[]", "must be a list of different numbers"),
+        ("seeds=3", "must be a list of different numbers"),
+        ("seeds=[-1]", "must be whole numbers from 0 on"),
+        ("+epoch=1", "epoch is no key of configs/train.yaml"),
+        ("epochs=2.5", "epochs=2.5 must be a positive whole number"),
+        ("lr=true", "lr=True must be a positive number"),
+        ("warmup_ratio=2", "at most 1"),
+        ("seeds=[0.5]", "must be whole numbers from 0 on"),
+        ("epochs=0", "epochs=0 must be a positive whole number"),
+        ("lr=null", "lr=None must be a positive number"),
+        ("max_train_rows=0", "max_train_rows=0 must be a positive whole number, or null"),
+        ("precision=fp8", "precision='fp8' is unknown: use no, bf16 or fp16"),
+    ],
+)
 def test_values_that_no_run_can_have_are_refused(override, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         point(override)

@@ -27,8 +27,20 @@ def started(tiny_overrides, tmp_path):
 
     def run(method: str, source, *overrides: str) -> list[records.RunRecord]:
         targets = f"backbone.target_modules=[{','.join(TARGETS)}]"
-        paths = run_point([*tiny_overrides, f"method={method}", targets, "seeds=[0,1]", "epochs=1", "lr=1e-12",
-                           "max_train_rows=32", "max_eval_rows=8", f"init_from={source}", *overrides])  # fmt: skip
+        paths = run_point(
+            [
+                *tiny_overrides,
+                f"method={method}",
+                targets,
+                "seeds=[0,1]",
+                "epochs=1",
+                "lr=1e-12",
+                "max_train_rows=32",
+                "max_eval_rows=8",
+                f"init_from={source}",
+                *overrides,
+            ]
+        )
         return [records.load(path) for path in paths]
 
     return run
@@ -42,13 +54,17 @@ def adapter(tiny_roberta, tmp_path):
         torch.manual_seed(0)
         defaults = {"task_type": "SEQ_CLS", "target_modules": TARGETS, "r": 8}
         base = AutoModelForSequenceClassification.from_pretrained(tiny_roberta, num_labels=2)
+        torch.manual_seed(0)
         model = peft.get_peft_model(base, kind(**(defaults | options)))
         for name, value in model.named_parameters():
             if "lora_B" in name:
                 value.data.normal_()
         model.save_pretrained(tmp_path / "adapter")
-        deltas = {name.removeprefix("base_model.model."): module.get_delta_weight("default").detach()
-                  for name, module in model.named_modules() if hasattr(module, "get_delta_weight")}  # fmt: skip
+        deltas = {
+            name.removeprefix("base_model.model."): module.get_delta_weight("default").detach()
+            for name, module in model.named_modules()
+            if hasattr(module, "get_delta_weight")
+        }
         return tmp_path / "adapter", deltas
 
     return make
@@ -124,10 +140,17 @@ def test_head_stays_fresh(adapter, started, tiny_roberta, tmp_path):
     assert not torch.allclose(heads[0], heads[1], atol=1e-3) and not torch.allclose(heads[0], theirs, atol=1e-3)
 
 
-@pytest.mark.parametrize(("source", "target", "overrides"), [
-    ("lora", "lora", []), ("multi_lora", "multi_lora", []), ("delta_lora", "multi_lora", []), ("melora", "multi_lora", []),
-    ("melora", "lora", ["method.r=16", "method.alpha=32"]), ("adalora", "lora", ["method.r=12", "method.alpha=24"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("source", "target", "overrides"),
+    [
+        ("lora", "lora", []),
+        ("multi_lora", "multi_lora", []),
+        ("delta_lora", "multi_lora", []),
+        ("melora", "multi_lora", []),
+        ("melora", "lora", ["method.r=16", "method.alpha=32"]),
+        ("adalora", "lora", ["method.r=12", "method.alpha=24"]),
+    ],
+)
 def test_round_trip(source, target, overrides, started, tiny_overrides, tiny_roberta, tmp_path):
     """An exported run is a start as good as any: of its own method, and of another that has the rank."""
     options = ["lr=0.02", "backbone.target_modules=[value,intermediate.dense]", "experiment=first"]
@@ -139,12 +162,21 @@ def test_round_trip(source, target, overrides, started, tiny_overrides, tiny_rob
     if source == "adalora":  # in epoch 1 nothing has been pruned yet, so every rank is 12
         assert set(record.epochs[0]["report"]["ranks"].values()) == {12}
         which = "best"
-    export(record.run_id, str(tmp_path / "a"), which=which, merged=False, output_dir=str(tmp_path / "outputs"),
-           backbone_path=backbone)  # fmt: skip
+    export(
+        record.run_id,
+        str(tmp_path / "a"),
+        which=which,
+        merged=False,
+        output_dir=str(tmp_path / "outputs"),
+        backbone_path=backbone,
+    )
     base = AutoModelForSequenceClassification.from_pretrained(tiny_roberta, num_labels=2)
     stock = peft.PeftModel.from_pretrained(base, tmp_path / "a")
-    wanted = {name.removeprefix("base_model.model."): module.get_delta_weight("default").detach()
-              for name, module in stock.named_modules() if hasattr(module, "get_delta_weight")}  # fmt: skip
+    wanted = {
+        name.removeprefix("base_model.model."): module.get_delta_weight("default").detach()
+        for name, module in stock.named_modules()
+        if hasattr(module, "get_delta_weight")
+    }
     if source in (*LORA, "multi_lora"):
         check(deltas_of(tmp_path / "outputs" / "runs" / record.run_id / f"{which}.safetensors"), wanted)
     for again in started(target, tmp_path / "a", *overrides):
@@ -171,22 +203,33 @@ def refused(started, tmp_path):
 VALUE = r"roberta\.encoder\.layer\.0\.attention\.self\.value"
 
 
-@pytest.mark.parametrize(("method", "options", "pattern"), [
-    ("lora", {"r": 4}, rf"does not fit {VALUE}: factors of shapes \(32, 4\) and \(4, 32\) .* \(32, 8\) and \(8, 32\)"),
-    ("multi_lora", {"r": 8}, r"\(32, 8\) and \(8, 32\) do not fit, this method's are \(32, 16\) and \(16, 32\)"),
-    ("lora", {"rank_pattern": {"layer.1.attention.self.value": 9}}, r"does not fit \S+layer\.1\S+value: .* \(9, 32\)"),
-    ("lora", {"target_modules": ["value"]}, r"adapts 2 modules, this run 4: \S+dense is one of one side alone"),
-    ("lora", {"target_modules": [*TARGETS, "query"]}, r"adapts 6 modules, this run 4: \S+query is one of"),
-    ("lora", {"use_dora": True}, r"is LORA with use_dora"),
-    ("lora", {"lora_bias": True}, r"is LORA with lora_bias"),
-    ("lora", {"trainable_token_indices": [4]}, r"is LORA with trainable_token_indices"),
-    ("vera", {"r": 256}, r"VeRALayer cannot start from another method's factors"),
-    ("adalora", {"r": 12}, r"AdaLoRALayer cannot start from another method's factors"),
-    ("melora", {"r": 16}, r"MELoRALayer cannot start from another method's factors"),
-    ("share_lora", {"r": 8}, r"\(32, 8\) and \(8, 32\) do not fit, this method's are \(2, 32, 8\) and \(8, 32\)"),
-    ("head", {}, r"adapts 4 modules, this run 0"),
-    ("full", {}, r"adapts 4 modules, this run 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "options", "pattern"),
+    [
+        (
+            "lora",
+            {"r": 4},
+            rf"does not fit {VALUE}: factors of shapes \(32, 4\) and \(4, 32\) .* \(32, 8\) and \(8, 32\)",
+        ),
+        ("multi_lora", {"r": 8}, r"\(32, 8\) and \(8, 32\) do not fit, this method's are \(32, 16\) and \(16, 32\)"),
+        (
+            "lora",
+            {"rank_pattern": {"layer.1.attention.self.value": 9}},
+            r"does not fit \S+layer\.1\S+value: .* \(9, 32\)",
+        ),
+        ("lora", {"target_modules": ["value"]}, r"adapts 2 modules, this run 4: \S+dense is one of one side alone"),
+        ("lora", {"target_modules": [*TARGETS, "query"]}, r"adapts 6 modules, this run 4: \S+query is one of"),
+        ("lora", {"use_dora": True}, r"is LORA with use_dora"),
+        ("lora", {"lora_bias": True}, r"is LORA with lora_bias"),
+        ("lora", {"trainable_token_indices": [4]}, r"is LORA with trainable_token_indices"),
+        ("vera", {"r": 256}, r"VeRALayer cannot start from another method's factors"),
+        ("adalora", {"r": 12}, r"AdaLoRALayer cannot start from another method's factors"),
+        ("melora", {"r": 16}, r"MELoRALayer cannot start from another method's factors"),
+        ("share_lora", {"r": 8}, r"\(32, 8\) and \(8, 32\) do not fit, this method's are \(2, 32, 8\) and \(8, 32\)"),
+        ("head", {}, r"adapts 4 modules, this run 0"),
+        ("full", {}, r"adapts 4 modules, this run 0"),
+    ],
+)
 def test_adapters_that_do_not_fit(method, options, pattern, adapter, refused):
     refused(pattern, method, adapter(**options)[0], *["epochs=4", "method.delta_t=1"] * (method == "adalora"))
 
@@ -221,9 +264,11 @@ def test_files_that_are_missing_or_broken(adapter, refused, started):
         started("lora", folder)
 
 
-@pytest.mark.parametrize("change", [{"config": [1]}, {"drop": "lora_alpha"},
-                                    {"drop_tensor": "lora_B"}],
-                         ids=lambda change: next(iter(change)))  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [{"config": [1]}, {"drop": "lora_alpha"}, {"drop_tensor": "lora_B"}],
+    ids=lambda change: next(iter(change)),
+)
 def test_contents_that_lack_something(change, adapter, refused):
     folder, _ = adapter()
     file, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
@@ -235,10 +280,16 @@ def test_contents_that_lack_something(change, adapter, refused):
     refused("", "lora", folder)
 
 
-@pytest.mark.parametrize("options", [
-    {"bias": "all"}, {"modules_to_save": ["classifier", "LayerNorm"]},
-    {"init_lora_weights": "pissa"}, {"init_lora_weights": "olora"},
-], ids=lambda options: " ".join(map(str, options.values())))  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bias": "all"},
+        {"modules_to_save": ["classifier", "LayerNorm"]},
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "olora"},
+    ],
+    ids=lambda options: " ".join(map(str, options.values())),
+)
 def test_adapters_that_change_more_than_the_factors(options, adapter, refused):
     """Biases, other trained modules, and a base weight that PEFT changes when it loads the adapter, would be lost."""
     refused("", "lora", adapter(**options)[0])

@@ -111,8 +111,16 @@ def test_in_a_browser(page, tmp_path):
     )
     probed = page.with_name("probed.html")
     probed.write_text(page.read_text().replace("<head>", f"<head>{listen}").replace("</body>", f"{PROBE}</body>"))
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
-               f"--user-data-dir={tmp_path}/profile", "--window-size=1200,1600", "--virtual-time-budget=5000"]  # fmt: skip
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--no-first-run",
+        f"--user-data-dir={tmp_path}/profile",
+        "--window-size=1200,1600",
+        "--virtual-time-budget=5000",
+    ]
     done = subprocess.run(
         [browser, *options, "--dump-dom", probed.as_uri()], capture_output=True, text=True, timeout=120
     )

@@ -1,6 +1,6 @@
 """Tables: which records make a cell, the three estimates by hand, verdicts, and whole tables against files kept here.
 
-`python tests/test_tables.py` writes those files anew; read the difference before keeping it.
+`PYTHONPATH=tests python tests/results/test_tables.py` writes those files anew; read the difference before keeping it.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from melora_bench.results.published import Cell
 from melora_bench.results.tables import regenerate
 from melora_bench.results.verdicts import Obstacle, Verdict, _settings, in_words, judge, obstacles_of
 
-GOLDEN = Path(__file__).parent / "data" / "tables"
+GOLDEN = ROOT / "tests" / "data" / "tables"
 TASKS = ["mrpc", "cola", "sst2", "stsb", "qnli", "rte"]
 TABLE = Table(
     title="",
@@ -135,8 +135,10 @@ def test_the_estimates_of_a_single_setting():
     halves = [(0.5, 0.7), (0.9, 0.7), (0.8, 0.6)]  # half a is best at epoch 2, half b first at epoch 1
     found, chosen = scores({"": {5: record(curve=(0.6, 0.8, 0.7), halves=halves)}}, "single")
     assert {name: score.values for name, score in found.items()} == {
-        "best": {5: pytest.approx(80)}, "last": {5: pytest.approx(70)}, "split": {5: pytest.approx((70 + 50) / 2)},
-    }  # fmt: skip
+        "best": {5: pytest.approx(80)},
+        "last": {5: pytest.approx(70)},
+        "split": {5: pytest.approx((70 + 50) / 2)},
+    }
     assert chosen == ""
     assert found["best"].sd is None
 
@@ -154,13 +156,16 @@ def two_values() -> dict:
     return runs
 
 
-@pytest.mark.parametrize(("which", "chosen", "expected"), [
-    # Best epochs: n=2 has 85 against 75. Last epochs: n=4 has 75 against 50. Half a picks n=2 and epoch 1 (b: 30, 20),
-    # half b picks n=4 and epoch 1 (a: 50, 30).
-    ("best", "2", {"best": (90, 80), "last": (70, 80), "split": (40, 25)}),
-    # Every n on its own, then the mean of the two: split is (35 + 60) / 2 and (40 + 40) / 2.
-    ("mean", "", {"best": (80, 80), "last": (60, 65), "split": (47.5, 40)}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("which", "chosen", "expected"),
+    [
+        # Best epochs: n=2 has 85 against 75. Last epochs: n=4 has 75 against 50. Half a picks n=2 and epoch 1 (b: 30, 20),
+        # half b picks n=4 and epoch 1 (a: 50, 30).
+        ("best", "2", {"best": (90, 80), "last": (70, 80), "split": (40, 25)}),
+        # Every n on its own, then the mean of the two: split is (35 + 60) / 2 and (40 + 40) / 2.
+        ("mean", "", {"best": (80, 80), "last": (60, 65), "split": (47.5, 40)}),
+    ],
+)
 def test_the_estimates_over_several_values(which, chosen, expected):
     found, picked = scores(two_values(), which)
     assert picked == chosen
@@ -184,15 +189,18 @@ def test_the_first_of_equal_values_is_picked(order, chosen):
     assert scores(runs, "best")[1] == chosen
 
 
-@pytest.mark.parametrize(("text", "shift", "expected"), [
-    ("51", 0.0, "agrees"),  # sd 0.5, 4 seeds: 2 sd / sqrt 4 + half a unit = 1, exactly the difference
-    ("49", 0.0, "agrees"),
-    ("51", -1 / 64, "differs"),
-    ("49", 1 / 64, "differs"),
-    ("50.5", 0.0, "agrees"),  # limit 0.55
-    ("50.6", 0.0, "differs"),
-    ("51.0", 0.0, "differs"),  # a digit more: half a unit is 0.05, not 0.5
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "shift", "expected"),
+    [
+        ("51", 0.0, "agrees"),  # sd 0.5, 4 seeds: 2 sd / sqrt 4 + half a unit = 1, exactly the difference
+        ("49", 0.0, "agrees"),
+        ("51", -1 / 64, "differs"),
+        ("49", 1 / 64, "differs"),
+        ("50.5", 0.0, "agrees"),  # limit 0.55
+        ("50.6", 0.0, "differs"),
+        ("51.0", 0.0, "differs"),  # a digit more: half a unit is 0.05, not 0.5
+    ],
+)
 def test_the_verdict_turns_at_twice_the_standard_error_and_half_a_unit(text, shift, expected):
     score = Score(dict(enumerate(value + shift for value in (50.75, 49.75, 49.75, 49.75))))
     assert (score.mean - shift, score.sd) == (50.0, 0.5)
@@ -210,13 +218,16 @@ def test_fewer_than_three_seeds_get_no_verdict(count, expected):
     assert Score({0: 1.0}).text(2) == "1.00 (1)"
 
 
-@pytest.mark.parametrize(("change", "expected"), [
-    ({}, "agrees"),
-    ({"backbone": "roberta_large"}, "not comparable: backbone roberta_large"),
-    ({"epochs": 29}, "not comparable: epochs 29 instead of 30"),
-    ({"max_train_rows": 100}, "not comparable: max_train_rows 100 instead of None"),
-    ({"lr": 1e-3, "backbone": "minilm"}, "not comparable: backbone minilm, lr 0.001 instead of 0.0004"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, "agrees"),
+        ({"backbone": "roberta_large"}, "not comparable: backbone roberta_large"),
+        ({"epochs": 29}, "not comparable: epochs 29 instead of 30"),
+        ({"max_train_rows": 100}, "not comparable: max_train_rows 100 instead of None"),
+        ({"lr": 1e-3, "backbone": "minilm"}, "not comparable: backbone minilm, lr 0.001 instead of 0.0004"),
+    ],
+)
 def test_other_settings_than_the_papers_are_not_compared(tmp_path, change, expected):
     saved(tmp_path, *(record(seed=seed, curve=(0.5, 0.87092), **change) for seed in range(3)))
     line = lines(tmp_path)["LoRA r=8", "mrpc"]
@@ -232,12 +243,15 @@ def score(task: str, label: str, **changed):
     return dataclasses.replace(found, config=config, choices=found.choices | {"recipe": None}, data=data)
 
 
-@pytest.mark.parametrize(("task", "label", "change", "expected"), [
-    ("drop", "DROP", {}, ""),
-    ("drop", "local DROP", {}, "local DROP"),
-    ("bbh", "BBH", {}, ""),  # whose settings are not DROP's
-    ("bbh", "BBH", {"shots": 1, "which": "last"}, "task.shots 1 instead of 3, task.which last instead of best"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("task", "label", "change", "expected"),
+    [
+        ("drop", "DROP", {}, ""),
+        ("drop", "local DROP", {}, "local DROP"),
+        ("bbh", "BBH", {}, ""),  # whose settings are not DROP's
+        ("bbh", "BBH", {"shots": 1, "which": "last"}, "task.shots 1 instead of 3, task.which last instead of best"),
+    ],
+)
 def test_another_protocol_or_data_set_is_not_compared(task, label, change, expected):
     table = load_table("melora_table3")
     assert in_words(obstacles_of(score(task, label, **change), table, table.rows[0])) == expected
@@ -426,8 +440,14 @@ def test_what_keeps_one_task_from_a_comparison_is_not_forgotten_after_another(tm
 
 def test_one_value_with_other_settings_makes_the_row_not_comparable(tmp_path):
     for odd in (2, 4, 8):
-        saved(tmp_path / str(odd), *(record(method="mplora", n=n, seed=seed, **({"epochs": 2} if n == odd else {}))
-                                     for n in (2, 4, 8) for seed in range(3)))  # fmt: skip
+        saved(
+            tmp_path / str(odd),
+            *(
+                record(method="mplora", n=n, seed=seed, **({"epochs": 2} if n == odd else {}))
+                for n in (2, 4, 8)
+                for seed in range(3)
+            ),
+        )
     verdicts = [lines(tmp_path / str(odd))["MPLoRA r=8, best n", "mrpc"]["verdict"] for odd in (2, 4, 8)]
     assert verdicts == ["not comparable: epochs 2 instead of 30"] * 3
 

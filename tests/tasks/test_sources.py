@@ -1,8 +1,6 @@
 """Where rows and weights come from: local files in three formats, a hub's cache offline, a simulated package index."""
 
-import csv
 import io
-import json
 import os
 import shutil
 import tarfile
@@ -12,10 +10,9 @@ from types import SimpleNamespace
 
 import datasets
 import huggingface_hub
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from conftest import composed, run_point
+from helpers import write_columns
 from hydra.utils import instantiate
 
 from melora_bench.external import embedded
@@ -27,30 +24,33 @@ from melora_bench.training.run import RunError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TEXTS = [
-    "None", "NA", "", 'she said "a film"', "one\ntwo", "one\r\ntwo", " lead and trail ", "tab\there", "null", "nan",
-    "1", "1.50", "café 影评 🙂 \u2028", "a,b;c", "# not a comment", "N/A", "-", "True", "'single'", "\\n",
-]  # fmt: skip
+    "None",
+    "NA",
+    "",
+    'she said "a film"',
+    "one\ntwo",
+    "one\r\ntwo",
+    " lead and trail ",
+    "tab\there",
+    "null",
+    "nan",
+    "1",
+    "1.50",
+    "café 影评 🙂 \u2028",
+    "a,b;c",
+    "# not a comment",
+    "N/A",
+    "-",
+    "True",
+    "'single'",
+    "\\n",
+]
 
 
 @pytest.fixture(autouse=True)
 def _own_rows_cache(tmp_path, monkeypatch):
     """The datasets library keeps copies of what it reads."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "rows")
-
-
-def write(path: Path, columns: dict[str, list]) -> Path:
-    """Write columns in the format that the ending of `path` names."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = list(zip(*columns.values(), strict=True))
-    if path.suffix == ".parquet":
-        pq.write_table(pa.table(columns), path)
-    elif path.suffix == ".jsonl":
-        lines = [json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) for row in rows]
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    else:
-        with path.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([tuple(columns), *rows])
-    return path
 
 
 def local(root: Path, **splits: str) -> LocalData:
@@ -73,7 +73,7 @@ def read(source, columns: list[str], split: str = "train", limit: int | None = N
 @pytest.mark.parametrize("labels", [[0, 1], [0.0, 2.75]], ids=["classes", "scores"])
 def test_every_format_gives_the_same_rows(ending, labels, tmp_path):
     columns = {"idx": list(range(20)), "sentence1": TEXTS, "sentence2": TEXTS[::-1], "label": labels * 10}
-    path = write(tmp_path / "mrpc" / f"train.{ending}", columns)
+    path = write_columns(tmp_path / "mrpc" / f"train.{ending}", columns)
     rows = read(local(tmp_path), ["sentence1", "sentence2", "label"])
     assert list(rows.table) == ["sentence1", "sentence2", "label"]
     for name in rows.table:
@@ -81,16 +81,22 @@ def test_every_format_gives_the_same_rows(ending, labels, tmp_path):
     assert rows.origin == {"rows": 20, "sha256": [sha256_file(path)], "file": "train"}
 
 
-@pytest.mark.parametrize(("ending", "texts"), [("csv", ["1", "2.50", "007"]), ("csv", ["True", "False", "True"]),
-                         ("jsonl", ["2020-01-01", "2021-01-01", "2020-01-02"])])  # fmt: skip
+@pytest.mark.parametrize(
+    ("ending", "texts"),
+    [
+        ("csv", ["1", "2.50", "007"]),
+        ("csv", ["True", "False", "True"]),
+        ("jsonl", ["2020-01-01", "2021-01-01", "2020-01-02"]),
+    ],
+)
 def test_a_text_column_stays_text_whatever_it_looks_like(ending, texts, tmp_path):
-    write(tmp_path / "mrpc" / f"train.{ending}", {"sentence": texts, "label": [0, 1, 0]})
+    write_columns(tmp_path / "mrpc" / f"train.{ending}", {"sentence": texts, "label": [0, 1, 0]})
     assert list(read(local(tmp_path), ["sentence", "label"]).table["sentence"]) == texts
 
 
 def test_splits_name_other_files(tmp_path):
     for name, text in (("train", "whole"), ("train_subset9", "subset")):
-        write(tmp_path / "mrpc" / f"{name}.csv", {"sentence": [text], "label": [1]})
+        write_columns(tmp_path / "mrpc" / f"{name}.csv", {"sentence": [text], "label": [1]})
     whole, subset = (read(local(tmp_path, **splits), ["sentence"]) for splits in ({}, {"train": "train_subset9"}))
     assert [list(rows.table["sentence"]) for rows in (whole, subset)] == [["whole"], ["subset"]]
     assert [rows.origin["file"] for rows in (whole, subset)] == ["train", "train_subset9"]
@@ -101,7 +107,7 @@ def test_splits_name_other_files(tmp_path):
 
 
 def test_a_limit_keeps_the_same_rows_every_time(tmp_path):
-    write(tmp_path / "mrpc" / "train.csv", {"sentence": [f"text {i}" for i in range(50)], "label": [0, 1] * 25})
+    write_columns(tmp_path / "mrpc" / "train.csv", {"sentence": [f"text {i}" for i in range(50)], "label": [0, 1] * 25})
     first, again, more = (list(read(local(tmp_path), ["sentence"], limit=n).table["sentence"]) for n in (8, 8, 20))
     assert first == again == more[:8]
     assert len(set(first)) == 8
@@ -112,10 +118,10 @@ def test_a_limit_keeps_the_same_rows_every_time(tmp_path):
 
 def test_a_replaced_file_is_read_again(tmp_path):
     """Even one with its predecessor's time stamp, as archives and copies keep it: the recorded hash is of its rows."""
-    path = write(tmp_path / "mrpc" / "train.csv", {"sentence": ["old"], "label": [0]})
+    path = write_columns(tmp_path / "mrpc" / "train.csv", {"sentence": ["old"], "label": [0]})
     os.utime(path, (10**9, 10**9))
     read(local(tmp_path), ["sentence"])
-    write(path, {"sentence": ["new"], "label": [0]})
+    write_columns(path, {"sentence": ["new"], "label": [0]})
     os.utime(path, (10**9, 10**9))
     rows = read(local(tmp_path), ["sentence"])
     assert rows.origin["sha256"] == [sha256_file(path)]
@@ -149,15 +155,19 @@ def hub_data(revision: str = "main") -> HubData:
 
 
 def pairs(texts: list[str]) -> dict[str, list]:
-    return {"sentence1": texts, "sentence2": texts[::-1], "label": [i % 2 for i in range(len(texts))],
-            "idx": list(range(len(texts)))}  # fmt: skip
+    return {
+        "sentence1": texts,
+        "sentence2": texts[::-1],
+        "label": [i % 2 for i in range(len(texts))],
+        "idx": list(range(len(texts))),
+    }
 
 
 def test_a_cached_dataset_works_offline(hub):
     old, new = cached(hub, "datasets/nyu-mll/glue", "f" * 40), cached(hub, "datasets/nyu-mll/glue")
-    write(old / "mrpc" / "train-00000-of-00001.parquet", pairs(["old"]))
-    path = write(new / "mrpc" / "train-00000-of-00001.parquet", pairs(["a film", "None"]))
-    write(new / "mrpc" / "validation-00000-of-00001.parquet", pairs(["validation"]))
+    write_columns(old / "mrpc" / "train-00000-of-00001.parquet", pairs(["old"]))
+    path = write_columns(new / "mrpc" / "train-00000-of-00001.parquet", pairs(["a film", "None"]))
+    write_columns(new / "mrpc" / "validation-00000-of-00001.parquet", pairs(["validation"]))
     rows = read(hub_data(), ["sentence1", "sentence2", "label"])
     assert list(rows.table["sentence1"]) == ["a film", "None"]
     digests = [sha256_file(path)]
@@ -168,7 +178,7 @@ def test_a_cached_dataset_works_offline(hub):
 
 def test_all_files_of_a_split_are_read_in_order(hub):
     folder = cached(hub, "datasets/nyu-mll/glue")
-    paths = [write(folder / "mrpc" / f"train-0000{i}-of-00002.parquet", pairs([f"part {i}"])) for i in (0, 1)]
+    paths = [write_columns(folder / "mrpc" / f"train-0000{i}-of-00002.parquet", pairs([f"part {i}"])) for i in (0, 1)]
     rows = read(hub_data(), ["sentence1"])
     assert list(rows.table["sentence1"]) == ["part 0", "part 1"]
     assert rows.origin["sha256"] == [sha256_file(path) for path in paths]
@@ -177,26 +187,26 @@ def test_all_files_of_a_split_are_read_in_order(hub):
 @pytest.mark.parametrize("revision", ["main", "v2"])
 def test_without_a_cache_the_error_says_what_works_offline(hub, revision):
     if revision == "v2":
-        write(cached(hub, "datasets/nyu-mll/glue") / "mrpc" / "train-00000-of-00001.parquet", pairs(["a film"]))
+        write_columns(cached(hub, "datasets/nyu-mll/glue") / "mrpc" / "train-00000-of-00001.parquet", pairs(["a film"]))
     with pytest.raises(ValueError, match=rf"nyu-mll/glue at '{revision}' .*offline, use data=local data\.root=DIR"):
         read(hub_data(revision), ["sentence1"])
 
 
 def test_another_task_in_the_cache_is_not_this_one(hub):
-    write(cached(hub, "datasets/nyu-mll/glue") / "mrpc" / "train-00000-of-00001.parquet", pairs(["a film"]))
+    write_columns(cached(hub, "datasets/nyu-mll/glue") / "mrpc" / "train-00000-of-00001.parquet", pairs(["a film"]))
     with pytest.raises(ValueError, match=r"rte/train.*offline, use data=local data\.root=DIR"):
         read(hub_data(), ["sentence1"], task="rte")
 
 
 def test_an_optional_split_that_is_not_cached_is_not_missing_from_the_hub(hub):
     """Offline, nobody knows whether MNLI's second set exists: its score must not silently leave the mean."""
-    write(cached(hub, "datasets/nyu-mll/glue") / "mnli" / "train-00000-of-00001.parquet", pairs(["a film"]))
+    write_columns(cached(hub, "datasets/nyu-mll/glue") / "mnli" / "train-00000-of-00001.parquet", pairs(["a film"]))
     with pytest.raises(ValueError, match="offline"):
         load_rows(hub_data(), "mnli", "validation_matched", ["sentence1"], None, optional=True)
 
 
 def test_half_a_split_in_the_cache_is_refused(hub):
-    write(cached(hub, "datasets/nyu-mll/glue") / "mrpc" / "train-00000-of-00002.parquet", pairs(["a film"]))
+    write_columns(cached(hub, "datasets/nyu-mll/glue") / "mrpc" / "train-00000-of-00002.parquet", pairs(["a film"]))
     with pytest.raises(ValueError, match="00002"):
         read(hub_data(), ["sentence1"])
 
@@ -213,9 +223,17 @@ def test_a_run_from_the_hubs_cache_records_both_commits(hub, tiny_roberta, tmp_p
         shutil.copy(path, weights)
     data = cached(hub, "datasets/nyu-mll/glue")
     for split in ("train", "validation"):
-        write(data / "mrpc" / f"{split}-00000-of-00001.parquet", pairs(["a good film", "a bad plot"] * 4))
-    paths = run_point(["backbone=roberta_base", "data=hub", "task=mrpc", "epochs=1", f"results_dir={tmp_path}/results",
-                       f"output_dir={tmp_path}/outputs"])  # fmt: skip
+        write_columns(data / "mrpc" / f"{split}-00000-of-00001.parquet", pairs(["a good film", "a bad plot"] * 4))
+    paths = run_point(
+        [
+            "backbone=roberta_base",
+            "data=hub",
+            "task=mrpc",
+            "epochs=1",
+            f"results_dir={tmp_path}/results",
+            f"output_dir={tmp_path}/outputs",
+        ]
+    )
     record = records.load(paths[0])
     sha256 = sha256_file(tiny_roberta / "model.safetensors")
     repo = "FacebookAI/roberta-base"
@@ -257,10 +275,18 @@ def index(tmp_path, monkeypatch) -> SimpleNamespace:
 
 
 MOVIE = [
-    (0.5, "just enough praise"), (0.49, "not enough"), (-0.5, "just enough blame"), (-0.49, "neither"), (3.9, "great"),
-    (-4.0, "dull"), (2.0, "said twice"), (-2.0, " said   twice "), (0.0, "nothing"), (1.0, "a\ttab"),
+    (0.5, "just enough praise"),
+    (0.49, "not enough"),
+    (-0.5, "just enough blame"),
+    (-0.49, "neither"),
+    (3.9, "great"),
+    (-4.0, "dull"),
+    (2.0, "said twice"),
+    (-2.0, " said   twice "),
+    (0.0, "nothing"),
+    (1.0, "a\ttab"),
     (1.5, 'a "quote", a comma'),
-]  # fmt: skip
+]
 TWEETS = [(0.5, "None"), (-3.2, "NA"), (0.0, "nothing"), (0.0, "nothing"), (4.0, "café \ufffd"), (-0.1, "1")]
 
 
@@ -367,14 +393,20 @@ please update the hashes. Otherwise, examine the package contents carefully; som
 @pytest.mark.parametrize(
     ("stderr", "message"),
     [
-        (NO_NETWORK, r"cannot download vaderSentiment==3\.3\.2 from the package index \(ERROR: No matching dist"
-                     r".*\); connect once, or use what works offline: data=local data\.root=DIR"),
-        (MISMATCH, r"vaderSentiment==3\.3\.2: sha256 mismatch \(Expected sha256 5d7c06e027fc8b99; Got +aaaabbbb"
-                   r"ccccdddd\).*use an index that mirrors PyPI unchanged"),
+        (
+            NO_NETWORK,
+            r"cannot download vaderSentiment==3\.3\.2 from the package index \(ERROR: No matching dist"
+            r".*\); connect once, or use what works offline: data=local data\.root=DIR",
+        ),
+        (
+            MISMATCH,
+            r"vaderSentiment==3\.3\.2: sha256 mismatch \(Expected sha256 5d7c06e027fc8b99; Got +aaaabbbb"
+            r"ccccdddd\).*use an index that mirrors PyPI unchanged",
+        ),
         ("Killed", r"cannot download vaderSentiment==3\.3\.2 .*pip gave no reason.*data=local"),
     ],
     ids=["no network", "mismatch", "no reason"],
-)  # fmt: skip
+)
 def test_a_failed_download_leaves_nothing_and_can_be_tried_again(stderr, message, index, sdist):
     index.stderr = stderr
     with pytest.raises(ValueError, match=message):

@@ -5,8 +5,8 @@ import functools
 import pytest
 import torch
 from conftest import run_point
-from test_contract import METHODS
-from test_training import curves, without_dropout
+from helpers import curves, without_dropout
+from method_helpers import METHODS
 from torch._dynamo.utils import counters
 from torch._inductor.utils import fresh_cache
 
