@@ -36,7 +36,7 @@ def test_the_version_is_the_packages(capsys):
     [
         ("stats", "stats is no command of melora-bench: did you mean status?"),
         ("zzz", "zzz is no command of melora-bench: there are train, sweep, "),
-        ("train task=MRPC", "Could not find 'task/MRPC': did you mean mrpc? task has alpaca, bbh, "),
+        ("train task=MRPC", "Could not find 'task/MRPC': did you mean mrpc? task has alpaca, cola, "),
         ("train recipe=melora/mrcp", "Could not find 'recipe/melora/mrcp': did you mean melora/mrpc? recipe has "),
         ("train hydra/launcher=processe", "Could not find 'hydra/launcher/processe': did you mean processes? "),
         ("train epoch=1", "Could not override 'epoch': did you mean epochs? "),
@@ -94,7 +94,7 @@ def completed(line: str) -> list[str]:
         ("melora-bench sw", "sweep"),
         ("melora-bench sweep mpl", "mplora_table2"),
         ("melora-bench train method=me", "method=melora"),
-        ("melora-bench score task=m", "task=mmlu"),
+        ("melora-bench score benchmark=m", "benchmark=mmlu"),
     ],
 )
 def test_the_shell_completes(line, word):

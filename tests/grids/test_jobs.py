@@ -199,7 +199,7 @@ def test_a_trial_of_a_table_does_not_poison_it(tiny_overrides, tmp_path, capsys,
     name = "mplora_table2-batch_size-16-epochs-1-max_length-64-max_train_rows-32"
     assert done.returncode == 0, out
     assert f"trial  batch_size=16 epochs=1 max_length=64 max_train_rows=32: records go to experiment={name}" in out
-    assert re.search(r"train  mrpc lora r=8  seeds \[0\]  recipe=mplora/mrpc \(mplora's\): lr ", out)
+    assert re.search(r"train  mrpc lora  seeds \[0\]  recipe=mplora/mrpc \(mplora's\): lr ", out)
     [path] = (tmp_path / "results").rglob("*.json")
     assert path.parent.parent.name == name
     monkeypatch.setattr("melora_bench.training.inputs.warn_once", lambda text: pytest.fail(text))

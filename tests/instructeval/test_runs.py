@@ -321,12 +321,12 @@ def test_bad_input_is_one_line(place, tmp_path, override, message):
         (
             "train",
             "task=mmlu",
-            "task=mmlu scores a model and trains none: scripts/instructeval.py benchmark=mmlu run=RUN",
+            "task=mmlu scores a model and trains none: melora-bench score benchmark=mmlu run=RUN",
         ),
         (
             "train",
             "task=cola,bbh",
-            "task=bbh scores a model and trains none: scripts/instructeval.py benchmark=bbh run=RUN",
+            "task=bbh scores a model and trains none: melora-bench score benchmark=bbh run=RUN",
         ),
         ("train", "task=alpaca", ""),
         ("train", "task.metric=f1", ""),
@@ -342,7 +342,7 @@ def test_a_benchmark_is_no_task(command, given, line):
 def test_a_benchmark_given_as_a_task_is_one_line(script, line, tmp_path):
     command = [sys.executable, str(ROOT / "scripts" / f"{script}.py"), "task=mmlu"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 1 and line in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and line in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_benchmark_trains_nothing(place):

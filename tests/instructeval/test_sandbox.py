@@ -571,7 +571,9 @@ def test_the_protocols_cut_leaves_130_of_the_canonical_solutions(real_data):
     if not path.is_file():
         pytest.skip(f"needs {path}")
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        benchmark = build(OmegaConf.to_container(compose("instructeval", ["task=humaneval"]).task), "task")
+        benchmark = build(
+            OmegaConf.to_container(compose("instructeval", ["benchmark=humaneval"]).benchmark), "benchmark"
+        )
     [subject] = benchmark.read(str(real_data / "instruct")).subjects
     passed = []
     for question in subject.questions:

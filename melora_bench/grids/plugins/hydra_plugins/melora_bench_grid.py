@@ -30,7 +30,10 @@ class GridSweeper(BasicSweeper):
             sys.exit(NO_POINT)
         name = own_experiment(table, arguments)
         progress.GRID = progress.Grid(total=len(points))
-        results = self.launcher.launch([[*point, f"experiment={name}"] for point in points], initial_job_idx=0)
+        try:
+            results = self.launcher.launch([[*point, f"experiment={name}"] for point in points], initial_job_idx=0)
+        finally:
+            progress.GRID = None
         failed = [result for result in results if result.status.name == "FAILED"]
         if failed:
             raise CompactHydraException(
