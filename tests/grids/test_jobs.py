@@ -82,7 +82,7 @@ def test_a_point_in_full():
 
 def test_what_no_row_lists_is_appended_to_every_point():
     made = grid("quickstart", "epochs=1", "task=movie", "seeds=[0,1]", "+note=a=b")
-    assert len(made) == 15
+    assert len(made) == 17
     assert all(job[-3:] == ["epochs=1", "seeds=[0,1]", "+note=a=b"] for job in made)
     assert ["task=movie", "method=head", "epochs=1", "seeds=[0,1]", "+note=a=b"] in made
 
