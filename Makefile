@@ -78,7 +78,7 @@ figures: $(DONE)  ## results/figures from the records under results/runs
 report: figures  ## results/report.html: tables, figures, verdicts and every run on one page
 	$(RUN) report
 
-docs: $(DONE)  ## docs/methods.md: facts of every method, counted and measured
+docs: $(DONE)  ## docs/methods.md, facts of every method, counted and measured, and docs/tables.md
 	$(RUN) docs
 
 bench: $(DONE)  ## what an adapter costs on one layer, and rows per second of the floor, PEFT + Trainer, and ours, on a CPU
