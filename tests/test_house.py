@@ -1,5 +1,6 @@
 """How the project's files are kept: short, in their rooms, formatted, and tests apart from each other."""
 
+import ast
 import re
 
 import pytest
@@ -65,3 +66,24 @@ def test_a_formula_is_calculated_as_python_does(formula, value):
 def test_what_is_no_arithmetic_is_refused(formula):
     with pytest.raises((KeyError, ValueError)):
         calculated(formula, {"r": 4})
+
+
+# From low to high: a module imports lower floors and its own room.
+FLOORS = "files seeding|external|methods|models|tasks|records|adapters|training|grids|results|instructeval|commands|cli"
+
+
+def test_a_room_imports_lower_floors_alone():
+    floor = {room: number for number, rooms in enumerate(FLOORS.split("|")) for room in rooms.split()}
+    above, seen = [], set()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("melora_bench."):
+                imported = node.module.split(".")[1]
+                seen.add(imported)
+                if imported != room and floor[imported] >= floor[room]:
+                    above.append(f"{path.relative_to(PACKAGE)} imports {imported}")
+    assert above == []
+    assert len(seen) == len(floor) - 1, "every floor but the highest is imported by another"
