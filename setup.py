@@ -1,4 +1,5 @@
-"""What pyproject.toml cannot say: the package's rooms, found, beside the two folders of data that ship inside the package."""
+"""What pyproject.toml cannot say: the package's rooms, found, beside the two folders of data that ship inside the
+package."""
 
 from setuptools import find_namespace_packages, setup
 

@@ -83,8 +83,8 @@ def layers(width: int, seeds: int, device: torch.device) -> dict[str, nn.Module]
 
 
 def once(layer: nn.Module, x: Tensor, grad: Tensor, autocast) -> tuple[float, int | None]:
-    """Seconds of one forward and backward pass; on CUDA the mean of 20 in a row, and the peak of their memory beyond what
-    was there."""
+    """Seconds of one forward and backward pass; on CUDA the mean of 20 in a row, and the peak of their memory beyond
+    what was there."""
     cuda = x.is_cuda
     passes = 20 if cuda else 1
     if cuda:
@@ -144,7 +144,8 @@ def main() -> None:
         for name, times in seconds.items():
             rows[name][f"{precision}_ms"] = 1000 * statistics.median(times)
     lines = [
-        f"{options.seeds} x {options.tokens} tokens through one {options.width} x {options.width} layer, forward and backward, "
+        f"{options.seeds} x {options.tokens} tokens through one {options.width} x {options.width} layer, "
+        f"forward and backward, "
         f"median of {options.repeats}",
         "",
         "| layer | fp32 ms | x frozen | bf16 ms | x frozen |" + (" fp32 MB | bf16 MB |" if cuda else ""),

@@ -1,10 +1,11 @@
 """A step of LLaMA-2-7B's shape with random weights: seconds and peak memory of stock PEFT's LoRA, no adapter, and ours.
 
-`python scripts/bench_llama.py` needs a GPU with about 40 GB; `--layers 2 --width 64 --vocabulary 100` runs anywhere. Forward,
-backward and AdamW on `batch` rows of `length` tokens, in micro-batches, under bf16. A pack of R seeds trains `batch` rows of
-each: a micro-batch of as many rows as one seed's is shared out among them, so that a step has R times as many. `--quantization
-nf4` packs the frozen linear layers into 4 bits (bitsandbytes). Writes results/bench/llama[_nf4]_<cpu or gpu>.json and .md. The
-variants follow one another in every repeat, each on a model of its own; medians are shown.
+`python scripts/bench_llama.py` needs a GPU with about 40 GB; `--layers 2 --width 64 --vocabulary 100` runs anywhere.
+Forward, backward and AdamW on `batch` rows of `length` tokens, in micro-batches, under bf16. A pack of R seeds trains
+`batch` rows of each: a micro-batch of as many rows as one seed's is shared out among them, so that a step has R times
+as many. `--quantization nf4` packs the frozen linear layers into 4 bits (bitsandbytes). Writes
+results/bench/llama[_nf4]_<cpu or gpu>.json and .md. The variants follow one another in every repeat, each on a model of
+its own; medians are shown.
 """
 
 import argparse

@@ -1,8 +1,9 @@
 """Seeds of MELoRA n=8 side by side: rows per second of all, memory, and how far each is from the run that it is alone.
 
-`python scripts/bench_packs.py --data ROOT` (a folder with mrpc/train.parquet; without it, the embedded movie rows) trains two
-epochs per pack on a GPU, in random order and without dropout, and times the second; the first seeds are trained alone too. A
-pack that the memory does not hold ends the list. Writes results/bench/packs_<shape>_<rows>[_bf16]_<cpu or gpu>.json and .md.
+`python scripts/bench_packs.py --data ROOT` (a folder with mrpc/train.parquet; without it, the embedded movie rows)
+trains two epochs per pack on a GPU, in random order and without dropout, and times the second; the first seeds are
+trained alone too. A pack that the memory does not hold ends the list. Writes
+results/bench/packs_<shape>_<rows>[_bf16]_<cpu or gpu>.json and .md.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Where a GPU's time goes: five training steps of MELoRA n=8 under torch.profiler, after five timed without it.
 
-`python scripts/bench_profile.py --data ROOT` (a folder with mrpc/train.parquet; without it, the embedded movie rows) prints the
-kernels that take longest, their launches per step, and the share of the time in which the GPU has nothing to do. Writes
-results/bench/profile_<shape>_<rows>_<cpu or gpu>.json and .md; on a CPU, of operators instead of kernels.
+`python scripts/bench_profile.py --data ROOT` (a folder with mrpc/train.parquet; without it, the embedded movie rows)
+prints the kernels that take longest, their launches per step, and the share of the time in which the GPU has nothing to
+do. Writes results/bench/profile_<shape>_<rows>_<cpu or gpu>.json and .md; on a CPU, of operators instead of kernels.
 """
 
 import argparse
@@ -68,8 +68,8 @@ def main() -> None:
     lines = [
         f"MELoRA n={N}, batch {options.batch}, precision {options.precision}, shape of {options.shape}, {STEPS} steps",
         "",
-        f"{1000 * wall / STEPS:.2f} ms per step without the profiler, of which {1000 * busy / STEPS:.2f} ms are in {what}s"
-        + idle * cuda,
+        f"{1000 * wall / STEPS:.2f} ms per step without the profiler, of which {1000 * busy / STEPS:.2f} "
+        f"ms are in {what}s" + idle * cuda,
         "",
         f"| {what} | ms per step | share | calls per step |",
         "| --- | ---: | ---: | ---: |",

@@ -1,10 +1,11 @@
-"""Training rows per second on the same rows: the no-adapter floor, stock PEFT, MELoRA slice by slice, ours, seeds side by side.
+"""Training rows per second on the same rows: the no-adapter floor, stock PEFT, MELoRA slice by slice, ours, seeds side
+by side.
 
-`python scripts/bench_training.py` uses the embedded movie rows; `--data ROOT` (a folder with mrpc/train.parquet) uses MRPC;
-`--length N` makes rows of N tokens out of the movie rows. Rows are repeated where `--rows` asks for more than there are. On a
-GPU each variant trains two epochs and the second is timed; `--compare random` has every batch in random order.
-Writes results/bench/training_<shape>_<rows>[_bf16][_compiled]_<cpu or gpu>.json and .md. The variants are interleaved in
-one process; medians are shown. Compare ratios of one run only.
+`python scripts/bench_training.py` uses the embedded movie rows; `--data ROOT` (a folder with mrpc/train.parquet) uses
+MRPC; `--length N` makes rows of N tokens out of the movie rows. Rows are repeated where `--rows` asks for more than
+there are. On a GPU each variant trains two epochs and the second is timed; `--compare random` has every batch in random
+order. Writes results/bench/training_<shape>_<rows>[_bf16][_compiled]_<cpu or gpu>.json and .md. The variants are
+interleaved in one process; medians are shown. Compare ratios of one run only.
 """
 
 import argparse

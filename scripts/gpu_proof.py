@@ -1,11 +1,12 @@
-"""Everything that needs a GPU to be shown: its tests, and the times and memory of layers, training, packs, LLaMA's shape.
+"""Everything that needs a GPU to be shown: its tests, and the times and memory of layers, training, packs, LLaMA's
+shape.
 
-`python scripts/gpu_proof.py [--stages NAME ...] [--to DIR] [--data ROOT]` runs the stages one after another, each in a process
-of its own that is ended after nine minutes, and writes what each found as soon as it is there: results/bench/*_gpu.json and
-.md. A second start goes on with the stages that are not done; naming a stage runs it again. ROOT holds <task>/train.parquet of
-GLUE (mrpc at least); without it, the embedded movie rows stand in. `--dry-run` has tiny shapes and no GPU, and keeps its files
-only with --to: it shows that no stage fails for another reason. Logs and done.json, which says what is done, are under
-DIR/gpu_proof.
+`python scripts/gpu_proof.py [--stages NAME ...] [--to DIR] [--data ROOT]` runs the stages one after another, each in a
+process of its own that is ended after nine minutes, and writes what each found as soon as it is there:
+results/bench/*_gpu.json and .md. A second start goes on with the stages that are not done; naming a stage runs it
+again. ROOT holds <task>/train.parquet of GLUE (mrpc at least); without it, the embedded movie rows stand in.
+`--dry-run` has tiny shapes and no GPU, and keeps its files only with --to: it shows that no stage fails for another
+reason. Logs and done.json, which says what is done, are under DIR/gpu_proof.
 """
 
 import argparse
@@ -64,7 +65,8 @@ def commands(options: argparse.Namespace, scratch: Path) -> dict[str, list]:
 
 
 def plan(options: argparse.Namespace, scratch: Path) -> list[str]:
-    """Overrides that plan the table on what is here: random weights of RoBERTa-base's shape, and the tasks of the data."""
+    """Overrides that plan the table on what is here: random weights of RoBERTa-base's shape, and the tasks of the
+    data."""
     shape = "tiny" if options.dry_run else "roberta-base"
     root = options.data.absolute() if options.data else scratch
     overrides = [

@@ -32,8 +32,8 @@ WORDS = "the a film plot actor was is good great fine bad dull poor long short s
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object):
-    """Which tests one worker runs: those of a file, whose fixtures are made once; and all that run programs in the sandbox, as
-    some of these look at what is left of such programs on the whole machine."""
+    """Which tests one worker runs: those of a file, whose fixtures are made once; and all that run programs in the
+    sandbox, as some of these look at what is left of such programs on the whole machine."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Together(LoadScopeScheduling):
@@ -104,7 +104,8 @@ def tiny_roberta(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory) -> Path:
-    """A data root with sst2 (one text), mrpc (a pair) and stsb (regression), 72 training and 40 validation rows each."""
+    """A data root with sst2 (one text), mrpc (a pair) and stsb (regression), 72 training and 40 validation rows
+    each."""
     root = tmp_path_factory.mktemp("tiny_data")
     for number, (split, count) in enumerate((("train", 72), ("validation", 40))):
         rows = sentences(count, number)
@@ -135,7 +136,8 @@ def tiny_overrides(tiny_roberta, tiny_data, tmp_path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory) -> Path:
-    """A checkpoint folder: 2 layers, hidden 32, random weights, byte-level tokens of the templates and WORDS, <s> first."""
+    """A checkpoint folder: 2 layers, hidden 32, random weights, byte-level tokens of the templates and WORDS, <s>
+    first."""
     folder = tmp_path_factory.mktemp("tiny_llama")
     task = composed(["task=alpaca"]).task
     tokenizer = Tokenizer(models.BPE())

@@ -1,4 +1,5 @@
-"""What the tests of several modules share of whole runs: their commands, their results, files to read, and arithmetic."""
+"""What the tests of several modules share of whole runs: their commands, their results, files to read, and
+arithmetic."""
 
 import ast
 import csv

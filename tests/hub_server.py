@@ -1,7 +1,7 @@
 """A model hub on the loopback interface that speaks what huggingface_hub and datasets ask, and fails on demand.
 
-Small files are served by the hub itself after a relative redirect; .parquet, .safetensors and .bin files stand for large
-ones and are served by another origin (`localhost`), with the sha256 as their ETag.
+Small files are served by the hub itself after a relative redirect; .parquet, .safetensors and .bin files stand for
+large ones and are served by another origin (`localhost`), with the sha256 as their ETag.
 """
 
 import hashlib
@@ -49,7 +49,8 @@ class Fault:
 
     pattern: str
     status: int = 200
-    # cut: close in the middle | reset: the same by RST | stall: wait there | hang | page: HTML of something else; or a call
+    # cut: close in the middle | reset: the same by RST | stall: wait there | hang | page: HTML of something else; or a
+    # call
     # to make before the answer
     act: str | Callable[[], object] | None = None
     headers: dict[str, str] = field(default_factory=dict)

@@ -40,9 +40,9 @@ def record(
     own_data=None,
     **config,
 ) -> RunRecord:
-    """One seed of one run. curve: the metric per epoch; halves: (first half, second half) per epoch, by default equal to
-    the curve; `own` overrides the method's keys, `own_data` are those of the data's source, `config` overrides
-    the top-level keys of the recipe's config."""
+    """One seed of one run. curve: the metric per epoch; halves: (first half, second half) per epoch, by default equal
+    to the curve; `own` overrides the method's keys, `own_data` are those of the data's source, `config` overrides the
+    top-level keys of the recipe's config."""
     metric, recipe = METRIC.get(task, "accuracy"), recipe or f"mplora/{task}"
     given = {"r": r, "n": n, "target_modules": ["query", "value"], **dict(own)}
     own = {key: given.get(key, value) for key, value in yaml(f"method/{method}").items()}

@@ -51,7 +51,8 @@ METRICS = {"cola": "matthews", "stsb": "pearson"}
 
 @functools.cache
 def grid(table: str, whole: bool = False) -> list[tuple[list[str], Point]]:
-    """The points of a table, composed as a sweep would: all of them, or those of its first task and one of each other."""
+    """The points of a table, composed as a sweep would: all of them, or those of its first task and one of each
+    other."""
     every = jobs(load_table(table), [])
     first = {job[0]: job for job in reversed(every)}  # by task=
     chosen = [job for job in every if whole or job[0] == every[0][0] or job is first[job[0]]]

@@ -1,5 +1,5 @@
-"""Nothing in a file that somebody sends is acted on: adapters, checkpoints and model folders are checked, or refused in one
-line."""
+"""Nothing in a file that somebody sends is acted on: adapters, checkpoints and model folders are checked, or refused in
+one line."""
 
 import builtins
 import contextlib
@@ -394,8 +394,8 @@ def test_an_index_that_names_other_places(index, folder, refused):
 
 
 def test_weights_of_a_folder_have_a_name_of_their_own(folder, monkeypatch):
-    """They are not tabled as what configs/backbone describes, unless they are the public ones, to the byte. The same weights
-    have one name, and others another, wherever they lie."""
+    """They are not tabled as what configs/backbone describes, unless they are the public ones, to the byte. The same
+    weights have one name, and others another, wherever they lie."""
     fields = vars(encoder(folder)) | {"name": "roberta_base", "repo": "FacebookAI/roberta-base"}
     digest = sha256_file(folder / "model.safetensors")
     local = {"name": f"local-{digest[:10]}", "repo": None, "commit": None, "sha256": digest}

@@ -44,7 +44,8 @@ def test_training_learns_and_records_the_device(tiny_overrides, precision):
 @pytest.mark.parametrize("method", METHODS)
 def test_half_precision_follows_float32(tiny_overrides, tmp_path, method):
     """Two seeds side by side. Between embeddings and loss stand two layers of 8 rounded products and the head's two: 18
-    roundings of either sign move logits of size 1 at most by about sqrt(18) times one, and the loss no more than that."""
+    roundings of either sign move logits of size 1 at most by about sqrt(18) times one, and the loss no more than
+    that."""
     command = [*tiny_overrides, *without_dropout(method), f"method={method}", "lr=0.01", "seeds=[0,1]", "epochs=4"]
     full = run_point([*command, *places(tmp_path / "full")])
     for precision, roundoff in ROUNDOFF.items():
@@ -70,7 +71,8 @@ def test_packed_equals_separate_on_the_gpu(tiny_overrides, tmp_path, method):
 @pytest.mark.parametrize("pooling", ["null", "mean"])
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 def test_streams_equal_padded_rows_on_the_gpu(tiny_overrides, tmp_path, precision, pooling):
-    """Attention by torch's kernels for rows of any length; the bound is that of half precision against float32, twice."""
+    """Attention by torch's kernels for rows of any length; the bound is that of half precision against float32,
+    twice."""
     command = [
         *tiny_overrides,
         *NO_DROPOUT,

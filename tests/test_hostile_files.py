@@ -1,5 +1,5 @@
-"""Records, PEFT folders and data files that somebody made to do harm: the right value, or a ValueError of one line that names
-the file; nothing runs, hangs, fills the memory or is written elsewhere."""
+"""Records, PEFT folders and data files that somebody made to do harm: the right value, or a ValueError of one line that
+names the file; nothing runs, hangs, fills the memory or is written elsewhere."""
 
 import base64
 import copy

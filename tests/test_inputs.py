@@ -153,13 +153,15 @@ def test_a_record_stands_where_its_data_are_not_at_hand(own, tmp_path, caplog):
         assert run_point(own) == []
         assert run_point(own) == []
     assert [record.getMessage() for record in caplog.records if "not compared" in record.getMessage()] == [
-        f"records are not compared with their data, not at hand here: data.root={tmp_path}/data has no folder sst2/ with its "
+        f"records are not compared with their data, not at hand here: data.root={tmp_path}/data has no "
+        f"folder sst2/ with its "
         "splits as .parquet, .jsonl or .csv"
     ]
 
 
 def test_a_look_fetches_nothing(own, tmp_path, monkeypatch, caplog):
-    """Neither the skip nor status asks a hub: what is in its cache is compared, and a record whose data are not stands."""
+    """Neither the skip nor status asks a hub: what is in its cache is compared, and a record whose data are not
+    stands."""
     folder, asked = tmp_path / "hub" / ("c" * 40), []
     for split in ("train", "validation"):
         (folder / "sst2").mkdir(parents=True, exist_ok=True)
@@ -274,7 +276,8 @@ def test_fewer_rows_are_another_schedule(begun, tmp_path):
 
 
 def test_who_trained_the_first_epochs_is_recorded(begun, own, tmp_path, monkeypatch, caplog):
-    """A run that goes on with other code or on another device lists its parts; its numbers are those of an unbroken one."""
+    """A run that goes on with other code or on another device lists its parts; its numbers are those of an unbroken
+    one."""
     monkeypatch.setattr(provenance, "git_state", lambda: {"commit": "f" * 40, "dirty": True})
     monkeypatch.setattr(provenance, "code_sha256", lambda: "c" * 64)
     with caplog.at_level(logging.WARNING, logger="melora_bench"):

@@ -19,8 +19,10 @@ from melora_bench.tasks.sources import LocalData
 
 LIMITS = {"max_length": 96, "max_train_rows": None, "max_eval_rows": None}
 WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. Write a response "
-    "that appropriately completes the request.\n\n### Instruction:\nSay it {again}.\n\n### Input:\nthe film\n\n### Response:\n"
+    "Below is an instruction that describes a task, paired with an input that provides further "
+    "context. Write a response "
+    "that appropriately completes the request.\n\n### Instruction:\nSay it {again}.\n\n### "
+    "Input:\nthe film\n\n### Response:\n"
 )
 WITHOUT_INPUT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"

@@ -172,7 +172,8 @@ def test_instructions_need_a_language_model_and_labels_an_encoder(refused, tiny_
 
 def test_alpaca_is_not_embedded_and_the_hub_may_be_offline(refused):
     refused(
-        r"task=alpaca is not embedded: use data=hub, or data=local data\.root=FILE with your copy of yahma/alpaca-cleaned",
+        r"task=alpaca is not embedded: use data=hub, or data=local data\.root=FILE with your copy of "
+        r"yahma/alpaca-cleaned",
         "data=embedded",
         drop=("data",),
     )
@@ -213,7 +214,8 @@ def test_a_tokenizer_without_a_padding_token_pads_with_the_end(without, alpaca_o
 
 
 def test_a_padding_token_outside_the_embedding_pads_with_another(alpaca_overrides, tiny_llama, tmp_path):
-    """A tokenizer that somebody gave a padding token, without a row for it in the model. The run is that of the old one."""
+    """A tokenizer that somebody gave a padding token, without a row for it in the model. The run is that of the old
+    one."""
     folder = shutil.copytree(tiny_llama, tmp_path / "model")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     tokenizer.add_special_tokens({"pad_token": "<outside>"})

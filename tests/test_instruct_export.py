@@ -1,4 +1,5 @@
-"""Adapters of causal language models: stock peft and transformers compute what our layers do, and their adapters start runs."""
+"""Adapters of causal language models: stock peft and transformers compute what our layers do, and their adapters start
+runs."""
 
 import functools
 import json

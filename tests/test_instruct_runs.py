@@ -1,4 +1,5 @@
-"""Instruction tuning runs: a causal language model trains, resumes, packs, keeps its best, and fits a device or says not."""
+"""Instruction tuning runs: a causal language model trains, resumes, packs, keeps its best, and fits a device or says
+not."""
 
 import os
 import shutil
@@ -114,7 +115,8 @@ def test_two_seeds_side_by_side_equal_each_alone(method, alpaca_overrides, tmp_p
 
 
 def test_gradient_checkpointing_computes_again_and_changes_nothing(alpaca_overrides, tmp_path, monkeypatch):
-    """Dropout on: the second computation draws what the first drew. 4 layers, 8 steps and 2 evaluations of one batch."""
+    """Dropout on: the second computation draws what the first drew. 4 layers, 8 steps and 2 evaluations of one
+    batch."""
     calls, real = [], LoRALayer.update
     monkeypatch.setattr(LoRALayer, "update", lambda self, x: calls.append(self.training) or real(self, x))
     [kept] = run_point(alpaca_overrides)
@@ -155,8 +157,8 @@ def test_out_of_memory_is_one_line_and_keeps_the_checkpoint(alpaca_overrides, tm
 
 
 def test_seeds_that_do_not_fit_side_by_side_are_trained_in_waves(alpaca_overrides, tmp_path, monkeypatch, caplog):
-    """Five seeds on a device that holds two; the whole pack fails in its second epoch, when it has a checkpoint. Killed in
-    the wave of seed 2, it goes on with that wave."""
+    """Five seeds on a device that holds two; the whole pack fails in its second epoch, when it has a checkpoint. Killed
+    in the wave of seed 2, it goes on with that wave."""
     real, trained = InstructTask.loss, []
 
     def loss(self, model, batch, replicas):
@@ -260,7 +262,8 @@ def test_the_plan_counts_what_a_run_by_steps_does(alpaca_overrides, monkeypatch)
 
 @pytest.mark.slow
 def test_two_processes_equal_one(alpaca_overrides, tiny_llama, tmp_path):
-    """Two processes, with a whole backbone or half a one each; two seeds, a short last step: the losses of one process."""
+    """Two processes, with a whole backbone or half a one each; two seeds, a short last step: the losses of one
+    process."""
     methods = ["delta_lora", "lora_fa", "melora", "vera"]  # two keep frozen tensors of their own, which stay whole
     command = [*alpaca_overrides, *NO_DROPOUT, "seeds=[0,1]", "batch_size=20", "lr=0.02"]
     one = [path for method in methods for path in run_point([*command, f"method={method}"])]
@@ -323,7 +326,8 @@ def test_a_backbone_that_cannot_be_cut_is_refused(tiny_llama):
 
 
 def test_4_bit_weights_are_trained_on(alpaca_overrides, tiny_llama, tmp_path):
-    """QLoRA: the frozen linear layers are packed, the adapters learn beside them; full fine-tuning has nothing to train.
+    """QLoRA: the frozen linear layers are packed, the adapters learn beside them; full fine-tuning has nothing to
+    train.
 
     One epoch: on a CPU, bitsandbytes 0.50 repacks weights in evaluation and gives no gradients from then on.
     """

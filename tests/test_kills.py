@@ -1,4 +1,5 @@
-"""Runs that are killed: at random moments, at every file operation, by every signal, among others; and replicas that go bad.
+"""Runs that are killed: at random moments, at every file operation, by every signal, among others; and replicas that go
+bad.
 
 Whatever happens, the same command again ends with the records and adapters of an unbroken run, and leaves nothing else.
 """
@@ -180,8 +181,8 @@ def test_signals(name, place):
 
 
 def test_the_holder_dies_among_four_workers(place):
-    """Four workers on one grid of four points; the one that holds the first point is killed in it. The others finish theirs,
-    a later start the rest: each record is written once."""
+    """Four workers on one grid of four points; the one that holds the first point is killed in it. The others finish
+    theirs, a later start the rest: each record is written once."""
     methods = ("lora", "melora", "mplora", "dylora")
     grids = {name: [place(name, "epochs=10", f"method={method}") for method in methods] for name in ("whole", "broken")}
     commands = {name: [of.command for of in grid] for name, grid in grids.items()}

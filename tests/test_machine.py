@@ -465,7 +465,8 @@ def test_a_folder_that_cannot_be_written_is_found_before_training(
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE], ids=errno.errorcode.get)
 def test_a_disk_that_fails_in_the_middle_costs_one_line(number, tiny_overrides, tmp_path, monkeypatch):
-    """From the second epoch on nothing can be written, error.txt neither. Afterwards the same command goes on: bit-equal."""
+    """From the second epoch on nothing can be written, error.txt neither. Afterwards the same command goes on:
+    bit-equal."""
     command = [*tiny_overrides, "seeds=[0,1]", "epochs=3"]
     whole = run_point([*command, f"results_dir={tmp_path}/whole", f"output_dir={tmp_path}/whole"])
     real, full = os.open, []
@@ -516,7 +517,8 @@ def test_a_librarys_own_error_names_the_file(tmp_path):
 
 
 def test_ctrl_c_ends_a_sweep_with_one_line(tiny_overrides, tmp_path):
-    """In the first of two points: exit code 130, no traceback, the second is not begun, and the same command goes on."""
+    """In the first of two points: exit code 130, no traceback, the second is not begun, and the same command goes
+    on."""
     sweep = [sys.executable, str(ROOT / "scripts" / "train.py"), "-m", *tiny_overrides, "method=lora,melora"]
     worker = subprocess.Popen(
         [*sweep, "epochs=400"],
@@ -562,7 +564,8 @@ def test_every_command_ends_so(monkeypatch, capsys):
 
 @pytest.fixture
 def make(tmp_path):
-    """make(*arguments): (exit code, the arguments of each command that make starts in place of melora-bench, stderr)."""
+    """make(*arguments): (exit code, the arguments of each command that make starts in place of melora-bench,
+    stderr)."""
     if not shutil.which("make"):
         pytest.skip("make is not installed")
     program = tmp_path / "bin" / "melora-bench"
@@ -613,7 +616,8 @@ def test_make_refuses_variables_that_it_does_not_have(make):
 
 
 def test_tables_take_the_sweeps_arguments(tmp_path, monkeypatch, capsys):
-    """The records' folder and experiment as the sweep was given them, quoted or under ~; other overrides change nothing."""
+    """The records' folder and experiment as the sweep was given them, quoted or under ~; other overrides change
+    nothing."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(
         "melora_bench.commands.tables.options", lambda group: set()

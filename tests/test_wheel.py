@@ -43,7 +43,8 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def program(wheel, tmp_path_factory):
-    """program(*arguments, cwd=DIR): melora-bench of an environment that has the wheel and, beside it, the dependencies."""
+    """program(*arguments, cwd=DIR): melora-bench of an environment that has the wheel and, beside it, the
+    dependencies."""
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     python = folder / "bin" / "python"
@@ -120,7 +121,8 @@ def test_what_a_package_knows(program, empty):
         "from melora_bench.files import CONFIGS, PUBLISHED, ROOT, options\n"
         "from melora_bench.results.published import load\n"
         "import json, melora_bench\n"
-        "print(json.dumps([melora_bench.__version__, sorted(options('table')), len(load('melora')), str(ROOT), str(CONFIGS)]))"
+        "print(json.dumps([melora_bench.__version__, sorted(options('table')), len(load('melora')), "
+        "str(ROOT), str(CONFIGS)]))"
     )
     done = program("-c", code, cwd=empty, name="python")
     version, tables, cells, root, configs = json.loads(done.stdout)

@@ -47,7 +47,8 @@ def train(model: nn.Module, adapter, steps: int = 4) -> None:
 
 
 def test_the_page_is_a_program(tmp_path, monkeypatch):
-    """Its blocks run one after another; stock peft and the merged model give our logits, and AdaLoRA ends at its target."""
+    """Its blocks run one after another; stock peft and the merged model give our logits, and AdaLoRA ends at its
+    target."""
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL)
     assert len(blocks) == 4

@@ -131,7 +131,8 @@ def stock(adapter, folder):
 
 
 def form_of(name: str) -> str:
-    """The form that the method's layers declare; a method without layers has nothing that does not fit a PEFT folder."""
+    """The form that the method's layers declare; a method without layers has nothing that does not fit a PEFT
+    folder."""
     method = build(composed([f"method={name}"]).method, "method")
     try:
         return method.make_layer(torch.nn.Linear(64, 64), 1).form
@@ -201,7 +202,8 @@ def test_transformers_alone_computes_what_we_do(name, trained, export, tiny_robe
 
 @pytest.mark.parametrize("name", PACKING)
 def test_adapter_files(name, trained, export, tiny_roberta, tmp_path):
-    """Three files, no pickle; the config says of every module the rank that its tensors have, and alpha is that rank."""
+    """Three files, no pickle; the config says of every module the rank that its tensors have, and alpha is that
+    rank."""
     record = trained(name)[0]
     outcome = export(run=record.run_id, to=tmp_path / "a", which="last")
     if is_refused(name, {"factors"}, record, outcome):
@@ -300,7 +302,8 @@ def long(trained):
 @pytest.mark.parametrize("merged", ["false", "true"])
 @pytest.mark.parametrize("which", ["best", "last", None])
 def test_which_epoch(which, merged, long, export, tiny_roberta, tiny_data, tmp_path):
-    """On the evaluation set, a stock library gets the score that the record has of that epoch; unsaid, it is the best."""
+    """On the evaluation set, a stock library gets the score that the record has of that epoch; unsaid, it is the
+    best."""
     assert export(run=long[0].run_id, to=tmp_path / "a", which=which, merged=merged)[0] == 0
     model = plain(tmp_path / "a") if merged == "true" else stock(tmp_path / "a", tiny_roberta)
     with (tiny_data / "sst2" / "validation.csv").open(newline="") as file:
@@ -368,8 +371,8 @@ def test_model_card(which, merged, long, export, tiny_roberta, tmp_path):
 
 @pytest.mark.parametrize("merged", ["false", "true"])
 def test_the_base_that_a_folder_names(merged, long, export, tiny_roberta, tmp_path, monkeypatch):
-    """Never a folder of this machine: the name that is given, the hub's of the same weights, or none; no file of the export
-    holds a path."""
+    """Never a folder of this machine: the name that is given, the hub's of the same weights, or none; no file of the
+    export holds a path."""
     run = {"run": long[0].run_id, "merged": merged}
     monkeypatch.setattr("melora_bench.adapters.card.PUBLIC", {long[0].model["sha256"]: "somebody/public"})
     assert export(**run, to=tmp_path / "public")[0] == 0
@@ -408,7 +411,8 @@ def tiny_bert(tiny_roberta, tmp_path_factory):
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 @pytest.mark.parametrize("merged", ["false", "true"])
 def test_a_head_that_reads_means_computes_by_its_card(kind, merged, trained, export, tiny_bert, tiny_roberta, tmp_path):
-    """The card's code gives our logits, row by row, with a stock library's model; without it the head reads other features."""
+    """The card's code gives our logits, row by row, with a stock library's model; without it the head reads other
+    features."""
     folder = tiny_bert if kind == "bert" else tiny_roberta
     overrides = [f"backbone.path={folder}", f"backbone.name={kind}", "backbone.pooling=mean"]
     record = trained("melora", "method.n=2", "backbone.target_modules=[query,value]", *overrides)[0]

@@ -1,4 +1,5 @@
-"""The points of a table's grid, narrowed from the command line, and their states as `melora-bench status` prints them."""
+"""The points of a table's grid, narrowed from the command line, and their states as `melora-bench status` prints
+them."""
 
 import re
 import subprocess
@@ -151,8 +152,8 @@ def test_nothing_left_is_refused_with_what_there_is(overrides, message):
     ],
 )
 def test_what_leaves_a_grid_in_its_own_experiment(overrides):
-    """Which points, where files are, who trains them, on which backbone; values that the table's points have anyway, however
-    they are written; and a name of the user's has the last word."""
+    """Which points, where files are, who trains them, on which backbone; values that the table's points have anyway,
+    however they are written; and a name of the user's has the last word."""
     name, trial = experiment(load_table("mplora_table2"), overrides)
     assert (name, trial) == ("mine" if overrides and overrides[0] == "experiment=mine" else "mplora_table2", [])
 
@@ -183,8 +184,8 @@ def test_a_trial_gets_an_experiment_of_its_own(overrides, name):
 
 
 def test_a_trial_of_a_table_does_not_poison_it(tiny_overrides, tmp_path, capsys, monkeypatch):
-    """Its records go to an experiment of their own, which is said first, and which status, plan and tables find by the same
-    overrides; the table of the table's own records is what it was."""
+    """Its records go to an experiment of their own, which is said first, and which status, plan and tables find by the
+    same overrides; the table of the table's own records is what it was."""
     kept = [
         item for item in tiny_overrides if not item.startswith(("task=", "epochs=", "batch_size=", "backbone.name="))
     ]

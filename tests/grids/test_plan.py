@@ -49,7 +49,8 @@ def test_a_point_that_does_not_fit_has_an_unknown_cost(narrowed, monkeypatch):
 
     monkeypatch.setattr("melora_bench.grids.plan.probe", full)
     assert {cost.problem for cost in plan("mplora_table1", narrowed)} == {
-        "batch_size=16 of 2 seeds does not fit the device's memory: a run trains them in waves; or give fewer seeds, or "
+        "batch_size=16 of 2 seeds does not fit the device's memory: a run trains them in waves; or give "
+        "fewer seeds, or "
         "raise accumulation"
     }
 

@@ -1,4 +1,5 @@
-"""The sandbox as tests use it: in every mode that this machine has, in a folder of its own, with a changed supervisor."""
+"""The sandbox as tests use it: in every mode that this machine has, in a folder of its own, with a changed
+supervisor."""
 
 import contextlib
 import os
@@ -25,7 +26,8 @@ REFUSALS: dict[str, str] = {}  # mode: why this machine does not have it, or not
 
 
 class Box:
-    """sandbox.run in one of MODES; its supervisors have `marker` on their command line, so that the host can find them."""
+    """sandbox.run in one of MODES; its supervisors have `marker` on their command line, so that the host can find
+    them."""
 
     def __init__(self, mode: str, marker: str, monkeypatch: pytest.MonkeyPatch):
         self.mode, self.isolation, self.marker = mode, mode.split()[0], marker

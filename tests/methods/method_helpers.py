@@ -1,4 +1,5 @@
-"""What the tests of several methods share: the methods' names, the tiny model under a method, layers of any shape, data."""
+"""What the tests of several methods share: the methods' names, the tiny model under a method, layers of any shape,
+data."""
 
 from collections.abc import Iterator
 from pathlib import Path

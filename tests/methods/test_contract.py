@@ -54,7 +54,8 @@ def test_only_adapters_and_head_are_trained(tiny_roberta, name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_merged_equals_unmerged(tiny_roberta, name):
-    """A replica's merged plain model gives its logits, and holds plain layers only; a function of the input is refused."""
+    """A replica's merged plain model gives its logits, and holds plain layers only; a function of the input is
+    refused."""
     model, method = build(tiny_roberta, name)
     disturb(model)
     replicas = len(seeds_of(name))
@@ -76,7 +77,8 @@ def forms(method) -> set[str]:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_what_a_layer_offers_is_what_its_form_says(tiny_roberta, name):
-    """One declared form per method. Factors have `lora_factors`; a function has neither factors, a weight nor a spectrum."""
+    """One declared form per method. Factors have `lora_factors`; a function has neither factors, a weight nor a
+    spectrum."""
     model, method = build(tiny_roberta, name)
     disturb(model)
     assert len(forms(method)) == bool(method.layers) and forms(method) <= {"factors", "matrix", "function"}
@@ -93,7 +95,8 @@ def test_what_a_layer_offers_is_what_its_form_says(tiny_roberta, name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_update_is_delta_weight_is_its_factors(tiny_roberta, name):
-    """`update`, `delta_weight`, `singular_values` and, of factors, `lora_factors` say the same of every adapted layer."""
+    """`update`, `delta_weight`, `singular_values` and, of factors, `lora_factors` say the same of every adapted
+    layer."""
     model, method = build(tiny_roberta, name)
     disturb(model)
     for layer in method.layers.values():
@@ -121,9 +124,10 @@ def assert_near(name: str, ours: torch.Tensor, terms: torch.Tensor, tolerance: f
 )
 @pytest.mark.parametrize("name", PACKING)
 def test_a_layer_is_the_plain_one_with_its_weight_changed(tiny_roberta, name, dtype, tolerance):
-    """Outputs and all gradients of (W + dW) x + b in float32; under bf16, up to its rounding. The other side is computed in
-    float64, and a gradient's error is compared with the sum of its absolute terms, one of each output number: the sum
-    itself may be small. As a run begins: later no gradient passes through the part of Delta-LoRA's W that moved."""
+    """Outputs and all gradients of (W + dW) x + b in float32; under bf16, up to its rounding. The other side is
+    computed in float64, and a gradient's error is compared with the sum of its absolute terms, one of each output
+    number: the sum itself may be small. As a run begins: later no gradient passes through the part of Delta-LoRA's W
+    that moved."""
     model, method = build(tiny_roberta, name)
     source = torch.Generator().manual_seed(0)
     for value in trainable(model).values():
@@ -165,7 +169,8 @@ def test_the_spectrum_counts_singular_values_above_a_tenth(tiny_roberta):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_initial_values_depend_on_the_seed_alone(tiny_roberta, name):
-    """Seed 5 starts alike alone, beside seed 3 and whatever the global generator holds; its head alike in every method."""
+    """Seed 5 starts alike alone, beside seed 3 and whatever the global generator holds; its head alike in every
+    method."""
     torch.manual_seed(123)
     beside, _ = build(tiny_roberta, name)
     last = len(seeds_of(name)) - 1

@@ -36,7 +36,8 @@ class Moving(nn.Module):
 
 
 def literal(folder, ours: nn.Module, method, replica: int) -> tuple[list[float], list[torch.Tensor]]:
-    """The losses and the last effective weights of the literal loop, from the initial values of one replica of `ours`."""
+    """The losses and the last effective weights of the literal loop, from the initial values of one replica of
+    `ours`."""
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2).double().eval()
     model.requires_grad_(False)
     layers = []
@@ -64,7 +65,8 @@ def literal(folder, ours: nn.Module, method, replica: int) -> tuple[list[float],
 
 
 def train(model: nn.Module, method, replicas: int = 2, on_step=lambda step: None) -> torch.Tensor:
-    """(STEPS, R) losses of the method's own loop on the same rows for every replica; `on_step` sees each step's start."""
+    """(STEPS, R) losses of the method's own loop on the same rows for every replica; `on_step` sees each step's
+    start."""
     optimizer = torch.optim.AdamW(trainable(model).values(), **ADAMW)
     losses = []
     for step, (batch, labels) in enumerate(batches()):

@@ -103,7 +103,8 @@ def test_ranks_depend_on_seed_and_step_alone(tiny_roberta):
 
 
 def test_after_training_every_rank_is_scored(tiny_roberta):
-    """`evaluate` sees the truncated update of ranks 1..r in turn; the report has each score; rank r is back after it."""
+    """`evaluate` sees the truncated update of ranks 1..r in turn; the report has each score; rank r is back after
+    it."""
     model, method = dylora(tiny_roberta)
     layers = list(method.layers.values())
     drawn(method, range(1))

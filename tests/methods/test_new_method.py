@@ -1,4 +1,5 @@
-"""A new method is one .py and one .yaml: in a copy of the project, two of them pass the contract with nothing else edited."""
+"""A new method is one .py and one .yaml: in a copy of the project, two of them pass the contract with nothing else
+edited."""
 
 import os
 import re

@@ -1,4 +1,5 @@
-"""LoRA, rsLoRA and LoRA+ against stock PEFT: the same initial values, data and AdamW must give the same losses and weights."""
+"""LoRA, rsLoRA and LoRA+ against stock PEFT: the same initial values, data and AdamW must give the same losses and
+weights."""
 
 import peft
 import peft.optimizers
@@ -41,8 +42,8 @@ def test_rslora_equals_stock_peft(tiny_roberta, rslora, equal):
 
 @pytest.mark.parametrize(("ratio", "equal"), [(16, True), (8, False)])
 def test_lora_plus_equals_stock_peft(tiny_roberta, ratio, equal):
-    """24 clipped steps of PEFT's LoRA+ optimizer agree to 1e-12; with another ratio they do not. The head is frozen, as PEFT
-    gives its biases B's rate."""
+    """24 clipped steps of PEFT's LoRA+ optimizer agree to 1e-12; with another ratio they do not. The head is frozen, as
+    PEFT gives its biases B's rate."""
     ours, method = build(tiny_roberta, "lora_plus", [0], "method.lora_dropout=0", "method.lr_ratio=16")
     ours = ours.double()
     theirs = stock(tiny_roberta, ours, 16)

@@ -37,7 +37,8 @@ def test_parameter_counts_of_mplora_table_1(method, expected):
 @pytest.mark.parametrize("orth", [0, 0.1])
 @pytest.mark.parametrize(("path_dropout", "tied"), [("shared", True), ("independent", False)])
 def test_share_lora_paths_stay_equal_unless_their_dropout_differs(tiny_roberta, orth, path_dropout, tied):
-    """After six steps in training mode the B_i are still one matrix, with or without the penalty, if dropout is shared."""
+    """After six steps in training mode the B_i are still one matrix, with or without the penalty, if dropout is
+    shared."""
     overrides = ["method.n=3", f"method.orth={orth}", f"method.path_dropout={path_dropout}", "method.lora_dropout=0.2"]
     model, method = build(tiny_roberta, "share_lora", [0, 1], *overrides)
     model.train()

@@ -118,7 +118,8 @@ def assert_peft_tensors_multiply_to_the_update(layers: dict[str, AdapterLayer], 
 
 
 def test_directions_that_are_zero_are_left_out():
-    """Triplets pruned to 3, 2 of 4 in replica 0 and to 4, 0 in replica 1: each module is stored with the rank it has."""
+    """Triplets pruned to 3, 2 of 4 in replica 0 and to 4, 0 in replica 1: each module is stored with the rank it
+    has."""
     model, method = attached("adalora", replicas=2, r=3, sizes=(6, 7, 8, 9))
     disturb(model)
     for name, kept in (("query", (3, 4)), ("value", (2, 0))):

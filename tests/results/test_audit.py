@@ -1,4 +1,5 @@
-"""The audit's verdicts: confirmed where the records agree, refuted where they do not, in numbers that can be checked."""
+"""The audit's verdicts: confirmed where the records agree, refuted where they do not, in numbers that can be
+checked."""
 
 import dataclasses
 

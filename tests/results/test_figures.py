@@ -1,4 +1,5 @@
-"""Figures from records made by hand: what is drawn is what the records say, and the same records give the same files."""
+"""Figures from records made by hand: what is drawn is what the records say, and the same records give the same
+files."""
 
 import numpy as np
 import pytest

@@ -13,7 +13,8 @@ DISCREPANCIES: dict[tuple[str, str, str, str], tuple[float, float]] = {}
 
 
 def averages() -> list[tuple]:
-    """((paper, table, method, variant), printed average, its cells) wherever all N cells of an 'average of N' are there."""
+    """((paper, table, method, variant), printed average, its cells) wherever all N cells of an 'average of N' are
+    there."""
     found = []
     for paper in PAPERS:
         for key, group in published.load(paper).groupby(["table", "method", "variant"], sort=False):

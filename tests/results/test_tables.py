@@ -159,7 +159,8 @@ def two_values() -> dict:
 @pytest.mark.parametrize(
     ("which", "chosen", "expected"),
     [
-        # Best epochs: n=2 has 85 against 75. Last epochs: n=4 has 75 against 50. Half a picks n=2 and epoch 1 (b: 30, 20),
+        # Best epochs: n=2 has 85 against 75. Last epochs: n=4 has 75 against 50. Half a picks n=2 and epoch 1 (b: 30,
+        # 20),
         # half b picks n=4 and epoch 1 (a: 50, 30).
         ("best", "2", {"best": (90, 80), "last": (70, 80), "split": (40, 25)}),
         # Every n on its own, then the mean of the two: split is (35 + 60) / 2 and (40 + 40) / 2.
@@ -467,7 +468,8 @@ def test_of_equal_values_the_first_listed_is_picked(tmp_path):
 
 
 def golden_records() -> list:
-    """LoRA complete but for a seed of sst2; MELoRA trained too short, on one task; MPLoRA without n=8 on rte; a MiniLM."""
+    """LoRA complete but for a seed of sst2; MELoRA trained too short, on one task; MPLoRA without n=8 on rte; a
+    MiniLM."""
     level = {"mrpc": 0.8711, "cola": 0.55, "sst2": 0.9461, "stsb": 0.90, "qnli": 0.9301, "rte": 0.7601}
     found = []
     for task, top in level.items():

@@ -98,10 +98,10 @@ def shared_pairs(first: list[np.ndarray], second: list[np.ndarray], rows: int) -
 @check
 @given(st.integers(0, 1000), st.integers(0, 50))
 def test_seeds_and_epochs_meet_rows_as_chance_has_it(seed, epoch):
-    """640 rows in 20 batches of 32. A row is in the same step of two independent orders with probability 1/20 (mean 32, sd
-    5.7: the count is a sum of hypergeometric ones); a pair that met meets again with probability 31/639 (9,920 pairs: mean
-    481, sd 21.4). Six sd are allowed, in one example of 10^9; with rows of like length together the counts are several times
-    as large."""
+    """640 rows in 20 batches of 32. A row is in the same step of two independent orders with probability 1/20 (mean 32,
+    sd 5.7: the count is a sum of hypergeometric ones); a pair that met meets again with probability 31/639 (9,920
+    pairs: mean 481, sd 21.4). Six sd are allowed, in one example of 10^9; with rows of like length together the counts
+    are several times as large."""
     lengths = skewed(640)
     here, other, later = (
         order(lengths, s, e, batch_size=32, bucket=1) for s, e in ((seed, epoch), (seed + 1, epoch), (seed, epoch + 1))

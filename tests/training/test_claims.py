@@ -98,8 +98,8 @@ def test_a_kill_between_the_records_of_a_pack(tiny_overrides, tmp_path, monkeypa
 
 @pytest.mark.slow
 def test_a_sweep_killed_at_random_moments_loses_and_doubles_nothing(tiny_overrides, tmp_path):
-    """kill -9 ten times while a point trains, start again each time: the records are those of an unbroken sweep, and none
-    that was there is written again."""
+    """kill -9 ten times while a point trains, start again each time: the records are those of an unbroken sweep, and
+    none that was there is written again."""
     sweep = [*TRAIN, "-m", *tiny_overrides, "method=lora,mplora", "seeds=[0,1]", "epochs=40"]
     places = [f"results_dir={tmp_path}/whole", f"output_dir={tmp_path}/elsewhere"]
     subprocess.run([*sweep, *places], check=True, capture_output=True, env=ENV)

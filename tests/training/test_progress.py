@@ -1,4 +1,5 @@
-"""What a person sees while something takes long: lines a minute where there is no terminal, three that change on one."""
+"""What a person sees while something takes long: lines a minute where there is no terminal, three that change on
+one."""
 
 import io
 import logging

@@ -88,7 +88,8 @@ def test_resumed_equals_unbroken(tiny_overrides, tmp_path, monkeypatch, method):
 
 
 def test_kill_9_in_the_middle_of_an_epoch(tiny_overrides, tmp_path):
-    """A process killed at a random moment after its first checkpoint leaves nothing half-written, and resumes bit-equal."""
+    """A process killed at a random moment after its first checkpoint leaves nothing half-written, and resumes
+    bit-equal."""
     command = [*tiny_overrides, "seeds=[0,1]", "epochs=30"]
     unbroken = run_point([*command, f"results_dir={tmp_path}/whole", f"output_dir={tmp_path}/whole"])
     process = subprocess.Popen([*TRAIN, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -155,8 +156,8 @@ def test_accumulation_changes_nothing_but_memory(tiny_overrides, tmp_path, metho
 
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_hook_order_and_counts(tiny_overrides, monkeypatch, accumulation):
-    """attach and before_training once; per step: before_forward and penalty for each micro-batch, then after_optimizer_step,
-    gradients there."""
+    """attach and before_training once; per step: before_forward and penalty for each micro-batch, then
+    after_optimizer_step, gradients there."""
     calls = []
 
     def spy(name):
@@ -188,7 +189,8 @@ def test_hook_order_and_counts(tiny_overrides, monkeypatch, accumulation):
 
 
 def seen_before_training(monkeypatch, *overrides: str) -> list[tuple]:
-    """What `before_training` got in a run: per step the token ids, whether the model was in training mode, and the losses."""
+    """What `before_training` got in a run: per step the token ids, whether the model was in training mode, and the
+    losses."""
     seen = []
 
     def look(self, steps, loss):
@@ -206,7 +208,8 @@ def seen_before_training(monkeypatch, *overrides: str) -> list[tuple]:
 
 @pytest.mark.parametrize("layout", ["padded", "streams"])
 def test_before_training_sees_the_steps_of_the_first_epoch(tiny_overrides, tmp_path, monkeypatch, layout):
-    """Each step whole, whatever the accumulation; the run is the one without a look, and a resumed run does not look again."""
+    """Each step whole, whatever the accumulation; the run is the one without a look, and a resumed run does not look
+    again."""
     command = [*tiny_overrides, "seeds=[0,1]", "epochs=2", "batch_size=20", f"layout={layout}"]
     [plain, _] = run_point([*command, f"results_dir={tmp_path}/plain", f"output_dir={tmp_path}/plain"])
     once = seen_before_training(monkeypatch, *command)
@@ -224,7 +227,8 @@ def test_before_training_sees_the_steps_of_the_first_epoch(tiny_overrides, tmp_p
 
 
 def test_a_method_may_rule_out_its_first_evaluations(tiny_overrides, monkeypatch, tmp_path):
-    """72 rows are 5 steps of an epoch. With 11 the first that counts, epochs 1 and 2 are marked, and neither is the best."""
+    """72 rows are 5 steps of an epoch. With 11 the first that counts, epochs 1 and 2 are marked, and neither is the
+    best."""
     monkeypatch.setattr(LoRA, "selectable_from", property(lambda self: 11))
     monkeypatch.setattr("melora_bench.tasks.text.TextTask.score", falling_scores())
     [path] = run_point([*tiny_overrides, "epochs=4"])
@@ -252,7 +256,8 @@ def test_a_dropped_hook_is_noticed(tiny_overrides, tmp_path, monkeypatch):
 
 
 def test_one_replica_goes_bad(tiny_overrides, tmp_path, monkeypatch):
-    """A replica whose loss is not finite stops and writes no record; the others finish bit-equal to a run where it did not."""
+    """A replica whose loss is not finite stops and writes no record; the others finish bit-equal to a run where it did
+    not."""
     command = [*tiny_overrides, "seeds=[0,1,2]"]
     good = run_point([*command, f"results_dir={tmp_path}/good", f"output_dir={tmp_path}/good"])
     poison_replica_1(monkeypatch)
@@ -268,8 +273,8 @@ def test_one_replica_goes_bad(tiny_overrides, tmp_path, monkeypatch):
 
 
 def test_a_run_may_be_evaluated_and_end_by_steps(tiny_overrides, tmp_path, monkeypatch):
-    """72 rows are 5 steps of an epoch: rounds of 3 steps to step 11, over epochs 0.6, 1.2, 1.8 and 2.2; killed in the middle
-    of an epoch it ends as unbroken, and it trains as a run with rounds of 11 steps does."""
+    """72 rows are 5 steps of an epoch: rounds of 3 steps to step 11, over epochs 0.6, 1.2, 1.8 and 2.2; killed in the
+    middle of an epoch it ends as unbroken, and it trains as a run with rounds of 11 steps does."""
     command = [*tiny_overrides, *NO_DROPOUT, "seeds=[0,1]", "epochs=4", "max_steps=11", "warmup_steps=2"]
     whole = run_point([*command, "eval_steps=3", f"results_dir={tmp_path}/whole", f"output_dir={tmp_path}/whole"])
     found = records.load(whole[0])
@@ -326,7 +331,8 @@ def test_init_from_a_task_finds_the_like_run_of_each_seed(tiny_overrides, tmp_pa
 
 
 def test_init_from_a_task_finds_the_tables_own_run(tiny_overrides, tmp_path, caplog):
-    """A trial of a table starts at its own run of that task or, without one, at the table's; a damaged file is passed."""
+    """A trial of a table starts at its own run of that task or, without one, at the table's; a damaged file is
+    passed."""
     first = [*tiny_overrides, "seeds=[0]", "epochs=1"]
     [own] = run_point([*first, "experiment=init_from_mnli"])
     bad = tmp_path / "outputs" / "runs" / "init_from_mnli" / "sst2" / "lora-bad-s0" / "last.safetensors"
