@@ -150,8 +150,8 @@ def sha256_json(value: object) -> str:
 def cache_dir() -> Path:
     """$MELORA_BENCH_CACHE, else `melora_bench` in the user's cache directory; holds embedded files and tokenised data.
     A user without a home has it among the temporary files."""
-    if own := os.environ.get("MELORA_BENCH_CACHE"):
-        return Path(home(own))
+    if folder := os.environ.get("MELORA_BENCH_CACHE"):
+        return Path(home(folder))
     base = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     return base / "melora_bench" if base.is_absolute() else _homeless()
 
@@ -168,8 +168,8 @@ def _homeless() -> Path:
 
 def home(argument: str) -> str:
     """A path, or an option `key=path`, its leading `~/` made the user's home, inside quotes too; others as they are."""
-    found = re.match(r"([^=~'\"]*=)?['\"]?(?=~(/|['\"]?$))", argument)
-    return argument[: found.end()] + os.path.expanduser("~") + argument[found.end() + 1 :] if found else argument
+    match = re.match(r"([^=~'\"]*=)?['\"]?(?=~(/|['\"]?$))", argument)
+    return argument[: match.end()] + os.path.expanduser("~") + argument[match.end() + 1 :] if match else argument
 
 
 @functools.cache

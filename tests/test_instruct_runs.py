@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from melora_bench.adapters.files import about
+from melora_bench.adapters.files import stored_account
 from melora_bench.external.fields import build
 from melora_bench.files import sha256_file
 from melora_bench.grids.plan import Size, plan
@@ -70,7 +70,7 @@ def test_the_best_is_the_lowest_loss(alpaca_overrides, monkeypatch, tmp_path):
     assert losses(path) == [3.0, 1.0, 2.0, 1.0] and records.best_epoch(records.load(path))["epoch"] == 2
     for kind, epoch in (("best", 2), ("last", 4)):
         [file] = (tmp_path / "outputs").rglob(f"{kind}.safetensors")
-        assert about(file)["epoch"] == epoch
+        assert stored_account(file)["epoch"] == epoch
 
 
 @pytest.mark.parametrize("method", [["method=melora"], TIGHT], ids=["melora", "adalora"])

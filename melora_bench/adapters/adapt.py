@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from melora_bench.adapters import files, peft_format
-from melora_bench.adapters.files import about, backbone_tensors, load_tensors, save_adapter, trainable
+from melora_bench.adapters.files import backbone_tensors, load_tensors, save_adapter, stored_account, trainable
 from melora_bench.external.fields import check_fields
 from melora_bench.files import CONFIGS, options
 from melora_bench.methods import attach
@@ -136,7 +136,7 @@ class AdapterHandle:
         its head. Raises ValueError for a folder of another method or other settings, and for what cannot be read."""
         path = Path(folder) / OWN_FILE
         if path.is_file():
-            if (saved := about(path)) != self._account:
+            if (saved := stored_account(path)) != self._account:
                 raise ValueError(f"{path} was saved by adapt() with {saved}, this model has {self._account}")
             load_tensors(self.model, 0, path)
         else:

@@ -57,19 +57,19 @@ def picks_first_token(head: nn.Module) -> bool:
 
 
 def _card(trained: Trained, library: str, base: str | None, loading: str) -> str:
-    about = trained.about
+    account = trained.account
     paper = (inspect.getdoc(inspect.getmodule(type(trained.method))) or "").partition("\n")[0]
-    settings = {key: value for key, value in about["config"]["method"].items() if key != "version"}
-    commit = (about["git"]["commit"] or "unknown") + (" with local changes" if about["git"]["dirty"] else "")
+    settings = {key: value for key, value in account["config"]["method"].items() if key != "version"}
+    commit = (account["git"]["commit"] or "unknown") + (" with local changes" if account["git"]["dirty"] else "")
     rows = {
         "method": paper,
         "settings": ", ".join(f"{key} {value}" for key, value in settings.items()),
-        "backbone": f"{about['model']['name']}, weights sha256 {about['model']['sha256']}",
-        "task": about["choices"]["task"],
-        "seed": about["seed"],
-        "epoch": f"{about['epoch']} of {about['config']['epochs']}",
-        "scores on the evaluation set": ", ".join(f"{key} {value:.4f}" for key, value in about["metrics"].items()),
-        "run": f"{about['run_id']}, config hash {about['config_hash']}",
+        "backbone": f"{account['model']['name']}, weights sha256 {account['model']['sha256']}",
+        "task": account["choices"]["task"],
+        "seed": account["seed"],
+        "epoch": f"{account['epoch']} of {account['config']['epochs']}",
+        "scores on the evaluation set": ", ".join(f"{key} {value:.4f}" for key, value in account["metrics"].items()),
+        "run": f"{account['run_id']}, config hash {account['config_hash']}",
         "melora_bench commit": commit,
     }
     table = "\n".join(f"| {key} | {_cell(value)} |" for key, value in rows.items())
@@ -78,7 +78,7 @@ def _card(trained: Trained, library: str, base: str | None, loading: str) -> str
 library_name: {library}{base_model}
 ---
 
-# {about["choices"]["method"]} on {about["choices"]["task"]}
+# {account["choices"]["method"]} on {account["choices"]["task"]}
 
 | | |
 | --- | --- |

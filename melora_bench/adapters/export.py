@@ -48,7 +48,7 @@ def export(
 def _checked(trained: Trained, folder: Path, merged: bool) -> float | None:
     gap = difference(trained, folder, merged)
     if gap is not None and not gap < TOLERANCE:
-        run = trained.about["run_id"]
+        run = trained.account["run_id"]
         raise ValueError(f"{run}: logits of a stock library differ from ours by {gap:.1e}, nothing written")
     return gap
 
@@ -75,8 +75,8 @@ def difference(trained: Trained, folder: Path, merged: bool) -> float | None:
 
 
 def _stock_logits(model: Any, trained: Trained, inputs: dict, merged: bool) -> torch.Tensor:
-    """Those of a stock library's model (of transformers, or of peft around one), its head called by hand where the head
-    is to read means."""
+    """The logits of a stock library's model (of transformers, or of peft around one). Where the head is to read
+    means, this function calls the head itself."""
     if not reads_means(trained):
         return model(**inputs).logits
     plain = model if merged else model.get_base_model()
@@ -93,7 +93,7 @@ def write_adapter(trained: Trained, folder: Path, base: str | None) -> None:
 
     Raises ValueError for a method whose updates are not products of two factors, or that changed the backbone itself.
     """
-    run_id, backbone, method = trained.about["run_id"], trained.backbone, trained.method
+    run_id, backbone, method = trained.account["run_id"], trained.backbone, trained.method
     try:
         method.require_form("factors")
     except ValueError as error:
@@ -120,7 +120,7 @@ def write_merged(trained: Trained, folder: Path, base: str | None) -> None:
     try:
         trained.method.require_form("factors", "matrix")
     except ValueError as error:
-        raise ValueError(f"{trained.about['run_id']}: {error}") from error
+        raise ValueError(f"{trained.account['run_id']}: {error}") from error
     merge(trained.model, 0).save_pretrained(folder)
     trained.backbone.tokenizer().save_pretrained(folder)
     write_text(folder / "README.md", merged_card(trained, base_name(trained.backbone, base)))

@@ -1,5 +1,5 @@
-"""Adapter files: what training made of one seed, by tensor name,
-and the file's own account of the run that it is of."""
+"""Adapter files: the tensors that training made for one seed, by name,
+and the account of the run that made them."""
 
 import contextlib
 import json
@@ -45,15 +45,15 @@ def adapter_tensors(model: nn.Module, replica: int | slice = slice(None)) -> dic
     """What a run made or trains, by name, sharing memory with the model: the tensors of `Replicated` layers, and a
     backbone's trained ones. `replica` picks one seed's, without the replica axis (which a backbone's tensors lack).
     A tensor that several layers share stands there once."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     seen = set()
     for prefix, module in model.named_modules():
         if isinstance(module, Replicated):
             for name, value in module.own_tensors().items():
                 if value.data_ptr() not in seen:
                     seen.add(value.data_ptr())
-                    found[f"{prefix}.{name}"] = value[replica]
-    return found | {name: value.detach() for name, value in trainable(model).items() if name not in found}
+                    tensors[f"{prefix}.{name}"] = value[replica]
+    return tensors | {name: value.detach() for name, value in trainable(model).items() if name not in tensors}
 
 
 def head_tensors(model: nn.Module) -> set[str]:
@@ -86,13 +86,15 @@ def counts(model: nn.Module) -> dict[str, int]:
     return {"total": total, "adapter": total - head, "head": head}
 
 
-def save_adapter(path: Path, model: nn.Module, replica: int, about: dict) -> None:
-    """One seed's adapters and head, float32, without the replica axis; `about` travels as JSON in the metadata."""
+def save_adapter(path: Path, model: nn.Module, replica: int, description: dict) -> None:
+    """One seed's adapters and head, float32, without the replica axis; `description` goes into the metadata as JSON."""
     tensors = {name: value.float().cpu().clone() for name, value in adapter_tensors(model, replica).items()}
-    write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata={"melora_bench": json.dumps(about)}))
+    write_atomic(
+        path, lambda temporary: save_file(tensors, temporary, metadata={"melora_bench": json.dumps(description)})
+    )
 
 
-def about(path: Path) -> dict:
+def stored_account(path: Path) -> dict:
     """The account that `save_adapter` stored; {} for a file from elsewhere.
     Raises ValueError for an unreadable file."""
     with _opened(path) as file:
@@ -100,12 +102,12 @@ def about(path: Path) -> dict:
 
 
 def account(path: Path) -> dict:
-    """`about` of a file that `save_adapter` wrote, checked: nothing in it is acted on that could not stand there.
+    """The account of a run that `save_adapter` stored in a file, checked before anything in it is used.
 
-    Raises ValueError for a file that says less, says something of another type, names an option that configs/ does not
-    have or a place outside a run's, or does not agree with its own hash.
+    Raises ValueError for an account that lacks a key, has a value of another type, names an option that configs/ does
+    not have or a place outside the folders of runs, or does not agree with its own hash.
     """
-    values = about(path)
+    values = stored_account(path)
     if absent := ACCOUNT.keys() - values.keys():
         raise ValueError(
             f"{path} does not say which run it is of (no {min(absent)}): it was not written by scripts/train.py"
@@ -145,8 +147,8 @@ def load_tensors(model: nn.Module, replica: int, path: Path, *, head: bool = Tru
     """
     left_out = set() if head else head_tensors(model)
     tensors, wanted = (
-        {name: value for name, value in found.items() if name not in left_out}
-        for found in (read_tensors(path), adapter_tensors(model, replica))
+        {name: value for name, value in values.items() if name not in left_out}
+        for values in (read_tensors(path), adapter_tensors(model, replica))
     )
     if tensors.keys() != wanted.keys():
         other = min(tensors.keys() ^ wanted.keys())

@@ -68,8 +68,8 @@ def read(folder: Path) -> tuple[dict, dict[str, Tensor]]:
 
 
 def load_peft(layers: dict[str, AdapterLayer], head: str | list[str], replica: int, folder: Path) -> None:
-    """Start one replica at a PEFT LoRA adapter's update. Raises ValueError for a folder that is none,
-    or does not fit."""
+    """Start one replica at a PEFT LoRA adapter's update. Raises ValueError for a folder that
+    holds no such adapter, or one that does not fit."""
     config, tensors = read(folder)
     try:
         from_peft(config, tensors, layers, replica, head)
@@ -150,8 +150,8 @@ def from_peft(
 
 
 def _by_module(config: dict, key: str, pattern: str, names: Iterable[str]) -> dict[str, float]:
-    """Each module's rank or alpha: of the first entry of the pattern that is its name or the end of it, else that of
-    `key`.
+    """Each module's rank or alpha: the number of the first entry of the pattern that equals the module's name or the
+    end of its name; without such an entry, the config's number under `key`.
 
     PEFT takes the pattern's keys for regular expressions, of which a hostile one never ends: here a dot is a dot.
     """
@@ -173,7 +173,7 @@ def _by_module(config: dict, key: str, pattern: str, names: Iterable[str]) -> di
 
 
 def _shown(value: object) -> str:
-    """A name as it stands; anything else, and what would not stay one short line, as Python writes it."""
+    """A short printable text unchanged; any other value as Python writes it, shortened."""
     if isinstance(value, str) and value.isprintable() and len(value) < 200:
         return value
     return reprlib.repr(value)

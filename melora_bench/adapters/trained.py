@@ -22,7 +22,7 @@ class Trained:
     """One seed of a run, built anew from its adapter file."""
 
     # The file's own account: run_id, seed, config, choices, git, model, and the epoch's entry of the record.
-    about: dict
+    account: dict
     model: PreTrainedModel
     method: Method
     backbone: Backbone
@@ -47,43 +47,44 @@ def find(run: str, which: str, output_dir: str) -> list[Path]:
 
 
 def load(path: Path, backbone_path: str | None = None, *, as_trained: bool = False) -> Trained:
-    """Build the model that an adapter file belongs to, and load it: the frozen weights in float32, or as they were kept
-    while it trained, in less or in 4 bits. Raises ValueError when the weights are not those."""
-    about = account(path)
+    """Build the model that an adapter file belongs to, and load the file into it. The frozen weights are in float32;
+    with `as_trained` they are in the precision of the training, which may be lower or 4 bits. Raises ValueError for
+    other frozen weights than those that the run trained on."""
+    saved = account(path)
     exact = {} if as_trained else {"dtype": "float32", "quantization": None}
-    commit = about["model"].get("commit")
+    commit = saved["model"].get("commit")
     places = {"path": backbone_path} | ({"revision": commit} if commit else {})
     try:
-        method, task = _built(about, "method"), _built(about, "task")
-        backbone: Backbone = _built(about, "backbone", **exact, **places)
+        method, task = _built(saved, "method"), _built(saved, "task")
+        backbone: Backbone = _built(saved, "backbone", **exact, **places)
         num_labels = task.num_labels
     except ValueError as error:
         raise ValueError(f"{path} says what no run of ours does: {error}") from error
-    if not backbone_path and backbone.repo != _option("backbone", about["choices"]["backbone"])["repo"]:
+    if not backbone_path and backbone.repo != _option("backbone", saved["choices"]["backbone"])["repo"]:
         raise ValueError(
             f"{path} names {backbone.repo} as its backbone, which is none of ours: name a local copy with "
             "backbone.path=DIR"
         )
-    if differing := difference(of_model(about["model"]), of_model(backbone.origin())):
+    if differing := difference(of_model(saved["model"]), of_model(backbone.origin())):
         raise ValueError(
             f"{path} was trained on another backbone than {backbone.folder[0]} holds ({differing}): "
             "name its own with backbone.path=DIR"
         )
     model = backbone.model(num_labels)
     try:
-        method.attach(model, backbone.head, [about["seed"]], about["total_steps"])
+        method.attach(model, backbone.head, [saved["seed"]], saved["total_steps"])
     except (RuntimeError, MemoryError, OverflowError) as error:
         raise ValueError(f"{path} asks for layers that cannot be made ({str(error).partition(chr(10))[0]})") from error
     load_tensors(model, 0, path)
-    return Trained(about=about, model=model.eval(), method=method, backbone=backbone, num_labels=num_labels)
+    return Trained(account=saved, model=model.eval(), method=method, backbone=backbone, num_labels=num_labels)
 
 
-def _built(about: dict, group: str, **instead: object) -> Any:
-    """The object of a config group as the file has its values, of the class that configs/ has; keys of `instead` that
-    the class has take its values. Raises ValueError as `build` does."""
-    option = _option(group, about["choices"][group])
+def _built(saved: dict, group: str, **instead: object) -> Any:
+    """The object of a config group: configs/ gives its class, the file its values. `instead` replaces the values of
+    those of its keys that the option in configs/ has. Raises ValueError as `build` does."""
+    option = _option(group, saved["choices"][group])
     known = {key: value for key, value in instead.items() if key in option}
-    return build({**about["config"][group], **known, "_target_": option["_target_"]}, group)
+    return build({**saved["config"][group], **known, "_target_": option["_target_"]}, group)
 
 
 def _option(group: str, choice: str) -> dict[str, Any]:

@@ -94,5 +94,5 @@ def as_trained(name: str, table: Table, overrides: list[str]) -> list[str]:
     fields = {f"backbone.{key}": value for key, value in grid.get("backbone", {}).items()}
     fields |= {key: grid[key] for key in ("precision", "results_dir", "output_dir") if key in grid}
     given = {item.partition("=")[0] for item in chosen}
-    own = [f"{key}={value}" for key, value in fields.items() if key not in given]
-    return [f"backbone={table.backbone}", *own, *chosen]
+    table_settings = [f"{key}={value}" for key, value in fields.items() if key not in given]
+    return [f"backbone={table.backbone}", *table_settings, *chosen]

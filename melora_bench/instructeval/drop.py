@@ -38,8 +38,8 @@ class DROP(Benchmark):
             place = f"{files[0].parent}: row {number}"
             spans = row["answers_spans"].get("spans") if isinstance(row["answers_spans"], dict) else None
             if not isinstance(spans, list) or not all(map(is_text, spans)):
-                found = reprlib.repr(row["answers_spans"])
-                raise ValueError(f"{place}: answers_spans is {found}, without a list of spans")
+                value = reprlib.repr(row["answers_spans"])
+                raise ValueError(f"{place}: answers_spans is {value}, without a list of spans")
             answers = {span.strip() for span in spans}
             if len(answers) == 1:
                 kept.append((text_of(row, "passage", place), text_of(row, "question", place), answers.pop()))
@@ -52,8 +52,8 @@ class DROP(Benchmark):
         for number, row in enumerate(read_jsonl_gz(path)):
             place = f"{path}: row {number}"
             context = text_of(row, "context", place)
-            passage, found, question = context.removesuffix(ANSWER).rpartition(QUESTION)
-            if not (found and passage.startswith(PASSAGE) and context.endswith(ANSWER)):
+            passage, separator, question = context.removesuffix(ANSWER).rpartition(QUESTION)
+            if not (separator and passage.startswith(PASSAGE) and context.endswith(ANSWER)):
                 raise ValueError(f"{place}: context is not {PASSAGE!r}...{QUESTION!r}...{ANSWER!r}")
             answers = {answer.strip() for answer in text_of(row, "ref_text", place).split("|")}
             if len(answers) == 1 and " and " not in (answer := answers.pop()):

@@ -35,7 +35,7 @@ class Asking:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """A model's numbers, of what they are, and how many questions were asked for them now, in how many seconds."""
+    """A model's numbers, the sha256 of what was asked, and how many questions were asked now, in how many seconds."""
 
     summary: Summary
     examples_sha256: str

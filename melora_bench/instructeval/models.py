@@ -104,7 +104,7 @@ def _untrained(config: ScoreConfig, choices: dict) -> Scored:
 
 def _trained(config: ScoreConfig, file: Path) -> Scored:
     """file: adapters that a run wrote."""
-    about = account(file)
+    saved = account(file)
 
     def adapted() -> tuple[PreTrainedModel, Backbone]:
         trained = load(file, config.backbone["path"], as_trained=True)
@@ -112,21 +112,21 @@ def _trained(config: ScoreConfig, file: Path) -> Scored:
 
     return Scored(
         load=adapted,
-        origin=lambda: about["model"],
-        experiment=about["run_id"].split("/")[0],
-        seed=about["seed"],
-        choices=about["choices"],
-        config=about["config"],
-        init_from={"source": about["run_id"], "run_id": about["run_id"], "sha256": sha256_file(file)},
-        at={"epoch": about["epoch"], "step": about["step"]},
-        precision=precision_of(config, about["config"].get("precision")),
+        origin=lambda: saved["model"],
+        experiment=saved["run_id"].split("/")[0],
+        seed=saved["seed"],
+        choices=saved["choices"],
+        config=saved["config"],
+        init_from={"source": saved["run_id"], "run_id": saved["run_id"], "sha256": sha256_file(file)},
+        at={"epoch": saved["epoch"], "step": saved["step"]},
+        precision=precision_of(config, saved["config"].get("precision")),
     )
 
 
 def _is_finished(file: Path) -> bool:
     """Whether the run beside whose last adapters `file` lies came to its end; of a file alone, nothing is known."""
     last = file.with_name("last.safetensors")
-    about = account(last) if last.exists() else {"step": 0, "total_steps": 0}
-    if about["step"] < about["total_steps"]:
-        log.warning("pass  %s is trained for %d of %d steps", about["run_id"], about["step"], about["total_steps"])
-    return about["step"] >= about["total_steps"]
+    saved = account(last) if last.exists() else {"step": 0, "total_steps": 0}
+    if saved["step"] < saved["total_steps"]:
+        log.warning("pass  %s is trained for %d of %d steps", saved["run_id"], saved["step"], saved["total_steps"])
+    return saved["step"] >= saved["total_steps"]

@@ -86,7 +86,7 @@ class DyLoRA(LoRA):
         self._score(None)
 
     def report(self, replica: int) -> dict[str, Any]:
-        scores = {rank: found[replica] for rank, found in self.by_rank.items()}
+        scores = {rank: entries[replica] for rank, entries in self.by_rank.items()}
         return {"metrics_by_rank": {rank: one and one["metrics"] for rank, one in scores.items()}} if scores else {}
 
     def _score(self, ranks: Tensor | None) -> None:

@@ -29,7 +29,7 @@ class FullFineTuning(Method):
         if len(seeds) > 1:
             raise ValueError(f"full fine-tuning cannot train seeds={seeds} side by side: give one seed at a time")
         freeze(model, head, seeds)
-        found = set()
+        matches = set()
         for name, value in model.named_parameters():
             below = [part for part in self.target_modules or [""] if not part or f".{part}." in f".{name}"]
             if below and not is_below(name, head_names(head)):
@@ -39,8 +39,8 @@ class FullFineTuning(Method):
                         f"and no quantization: {name} is {value.dtype}"
                     )
                 value.requires_grad_(True)
-            found.update(below)
-        missing = [part for part in self.target_modules or [] if part not in found]
+            matches.update(below)
+        missing = [part for part in self.target_modules or [] if part not in matches]
         if missing or self.target_modules == []:
             raise ValueError(
                 f"method.target_modules={self.target_modules} names no module of this model with parameters: "

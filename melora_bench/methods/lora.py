@@ -30,10 +30,10 @@ class LoRALayer(FactoredLayer):
         return self.B * self.scaling, self.A
 
     def load_lora_factors(self, replica: int, B: Tensor, A: Tensor) -> None:
-        own = self.B[replica].shape, self.A[replica].shape
-        if (B.shape, A.shape) != own:
-            found, wanted = (" and ".join(str(tuple(shape)) for shape in pair) for pair in ((B.shape, A.shape), own))
-            raise ValueError(f"factors of shapes {found} do not fit, this method's are {wanted}")
+        shapes = self.B[replica].shape, self.A[replica].shape
+        if (B.shape, A.shape) != shapes:
+            given, wanted = (" and ".join(str(tuple(shape)) for shape in pair) for pair in ((B.shape, A.shape), shapes))
+            raise ValueError(f"factors of shapes {given} do not fit, this method's are {wanted}")
         self.A.data[replica], self.B.data[replica] = A, B / self.scaling
 
     def update(self, x: Tensor) -> Tensor:

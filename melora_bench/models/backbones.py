@@ -70,7 +70,7 @@ class CausalLM(Backbone):
             raise ValueError(f"backbone {self.name} is a language model without a classifier: use it with task=alpaca")
 
     def model(self, num_labels: int) -> PreTrainedModel:
-        """The language model, which has no labels. Raises ValueError for weights that cannot be had so."""
+        """The language model, which has no labels. Raises ValueError for weights that cannot be had in this form."""
         if self.dtype not in DTYPES:
             raise ValueError(f"backbone.dtype={self.dtype!r} is unknown: use {', '.join(DTYPES)}")
         options: dict[str, Any] = {} if self.dropout is None else {"attention_dropout": self.dropout}

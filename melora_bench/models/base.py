@@ -119,8 +119,8 @@ class Backbone:
         weights, its config and its tokenizer's files (of several files, the sha256 of their joined hashes). Raises
         ValueError as `weight_files` does, and for a config that is no JSON.
 
-        Weights in a folder of the user's that were given no name of their own have the name of the public ones that
-        they are, or else of their sha256: nothing says that they are those which configs/backbone describes.
+        Weights in a user's folder that were given no name are named after the public weights with the same sha256, or
+        else after their sha256, as they may be other weights than those that configs/backbone describes.
         """
         folder, commit = self.folder
         of_files = {

@@ -31,7 +31,7 @@ def of_start(start: dict | None) -> dict:
 
 
 def difference(there: dict, here: dict) -> str:
-    """The first input that differs, in words; empty where none does. What one of them does not know is not compared."""
+    """The first input that differs, in words; empty where none does. An input that one side lacks is not compared."""
     for key in (key for key in here if key in there):
         if there[key] != here[key]:
             return f"{key}: {_short(there[key])} there, {_short(here[key])} here"

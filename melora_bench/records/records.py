@@ -107,8 +107,8 @@ def load(path: Path) -> RunRecord:
 def _problem(content: object, written: str, path: Path) -> str:
     """What is wrong with a record that was read from the JSON `written`; empty: nothing."""
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        found = content.get("schema") if isinstance(content, dict) else type(content).__name__
-        return f" has schema {reprlib.repr(found)}, this version reads schema {SCHEMA}"
+        schema = content.get("schema") if isinstance(content, dict) else type(content).__name__
+        return f" has schema {reprlib.repr(schema)}, this version reads schema {SCHEMA}"
     # JSON escapes control characters, so that most files show at a glance that they have none.
     if ("\\" in written or "\x7f" in written or not written.isascii()) and _has_control_characters(content):
         return " has control characters in a text"

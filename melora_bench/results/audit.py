@@ -107,7 +107,7 @@ def _gap(table: tuple[str, str], cell: tuple[str, str, str]) -> float:
     """A cell minus LoRA's: its average in that table,
     or else the mean of its cells of those tasks in the paper's Table 2."""
     cells, (paper, _) = published.index(*table), table
-    others = [found.value for (method, _, task), found in cells.items() if method == "lora" and task == cell[2]]
+    others = [entry.value for (method, _, task), entry in cells.items() if method == "lora" and task == cell[2]]
     if not others:
         tasks = cell[2].removeprefix("average of ").split(";")
         others = [published.index(paper, "2")["lora", "", task].value for task in tasks]

@@ -23,7 +23,7 @@ class CellKey(NamedTuple):
 Cells = dict[CellKey, Runs]
 
 
-def collect(table: Table, found: list[RunRecord], results: Path) -> Cells:
+def collect(table: Table, records: list[RunRecord], results: Path) -> Cells:
     """The records by cell; records of no row or task of the table are left out. A row that fixes its own backbone is
     listed under the table's backbone.
 
@@ -32,7 +32,7 @@ def collect(table: Table, found: list[RunRecord], results: Path) -> Cells:
     """
     cells: Cells = {}
     claims: dict[tuple[str, ...], tuple[object, RunRecord]] = {}
-    for record in found:
+    for record in records:
         for key, row, value in _places(table, record):
             run = (config_hash(_asked(record)), record.model["sha256"])
             cell, data = f"one cell ({row.label}, {key.task})", f"the data of {key.task}"
@@ -97,8 +97,8 @@ def _data(record: RunRecord) -> tuple[object, ...]:
 
 
 def _asked(record: RunRecord) -> dict[str, object]:
-    """The config without where the data came from, as their sha256 say what they are. The data of a score are its
-    questions: of what its model was trained on the config alone speaks."""
+    """The config without the place of the data, which their sha256 identify. The config of a score stays whole: its
+    recorded data are its questions, and its config alone says on which data its model was trained."""
     return record.config if "trained_on" in record.config else {**record.config, "data": {}}
 
 

@@ -137,8 +137,8 @@ def _single(curve: np.ndarray) -> tuple[float, float, float]:
 
 
 def _split(curves: dict[str, list[np.ndarray]]) -> np.ndarray:
-    """(seeds,): the value with the best mean over seeds on one half, each seed's best epoch there, scored on the
-    other."""
+    """(seeds,): one half chooses the value with the best mean over seeds and each seed's best epoch, the other half
+    scores them; the mean of both ways round."""
     ways = []
     for chooser, scorer in ((1, 2), (2, 1)):
         chosen = max(curves.values(), key=functools.partial(_mean_top, row=chooser))

@@ -39,12 +39,12 @@ def load_records(results_dir: str | Path = "results", experiment: str | None = N
     """
     runs = Path(results_dir) / "runs"
     experiments = [experiment] if experiment else sorted(path.name for path in runs.glob("*"))
-    found = Records(record for name in experiments for record in records.load_all(results_dir, name))
-    if not found:
+    loaded = Records(record for name in experiments for record in records.load_all(results_dir, name))
+    if not loaded:
         raise ValueError(
             f"{runs / (experiment or '')} has no records: give the results_dir and the experiment of finished runs"
         )
-    return found
+    return loaded
 
 
 class Table:

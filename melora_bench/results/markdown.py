@@ -38,14 +38,14 @@ def escaped(text: str) -> str:
 
 def footer(assembled: Assembled) -> list[str]:
     """Lines that say what made the numbers: commits, devices, weights, data, and how they differ from the paper's."""
-    found = [record for runs in assembled.cells.values() for record in all_records(runs)]
-    if not found:
+    records = [record for runs in assembled.cells.values() for record in all_records(runs)]
+    if not records:
         return ["No records yet: only published numbers are shown."]
-    made = [part for record in found for part in parts(record)]
+    made = [part for record in records for part in parts(record)]
     first = {(key.backbone, key.task): any_record(runs) for key, runs in assembled.cells.items()}
-    weights = (f"{record.model['name']} sha256 {str(record.model['sha256'])[:10]}" for record in found)
+    weights = (f"{record.model['name']} sha256 {str(record.model['sha256'])[:10]}" for record in records)
     lines = [
-        f"Mean ± sd over seeds, in percent; (k) marks a cell with k seeds. {len(found)} records.",
+        f"Mean ± sd over seeds, in percent; (k) marks a cell with k seeds. {len(records)} records.",
         "",
         f"- commits: {_joined(_commit(git) for git, _ in made)}",
         f"- devices: {_joined(env['device'] + ', precision ' + env['precision'] for _, env in made)}",

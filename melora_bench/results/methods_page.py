@@ -72,9 +72,9 @@ def formula(method: Method, layer: nn.Module | None) -> str:
     """The first sentence that begins with `h =`, of the method's docstring or of its layer's.
     Raises ValueError without."""
     for text in (inspect.getdoc(method) or "", inspect.getdoc(type(layer)) or ""):
-        found = re.search(r"\bh = .*?(?=\.( |$)|$)", " ".join(text.split()))
-        if found:
-            return found[0]
+        match = re.search(r"\bh = .*?(?=\.( |$)|$)", " ".join(text.split()))
+        if match:
+            return match[0]
     raise ValueError(f"{type(method).__name__} says nowhere what h is")
 
 

@@ -69,20 +69,20 @@ def _read(results: Path) -> _Contents:
     """Raises ValueError for a bad record of a table's own experiment;
     another experiment is left out, with a warning."""
     names = sorted(options("table"))
-    own = {load_table(name).experiment for name in names}
+    table_experiments = {load_table(name).experiment for name in names}
     of_table = {experiment: name for name in names for experiment in experiments(name, results)}
     contents = _Contents(records=[], tables={}, left_out=[])
     for experiment in sorted(path.name for path in (results / "runs").glob("*") if path.name != "adhoc"):
         try:
             table = assemble(of_table[experiment], results, experiment) if experiment in of_table else None
-            found = records.load_all(results, experiment)
+            loaded = records.load_all(results, experiment)
         except ValueError as error:
-            if experiment in own:
+            if experiment in table_experiments:
                 raise
             contents.left_out.append(experiment)
             log.warning("%s is left out: %s", experiment, error)
             continue
-        contents.records.extend(found)
+        contents.records.extend(loaded)
         if table and table.cells:
             contents.tables[experiment] = table
     return contents

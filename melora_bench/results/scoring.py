@@ -24,8 +24,8 @@ class _RowLines:
     @property
     def tasks(self) -> list[Scores]:
         """The scores of all tasks; empty unless every task has a score, and a seed that every other has."""
-        found = [line.scores for line in self.lines]
-        return found if all(found) and average(found) else []
+        task_scores = [line.scores for line in self.lines]
+        return task_scores if all(task_scores) and average(task_scores) else []
 
 
 def record_obstacles(table: Table, cells: Cells) -> RecordObstacles:
@@ -77,9 +77,9 @@ def _row_lines(
             of_kind = {value: by_seed for value, by_seed in runs[task].items() if value in values}
             complete = {value: of_kind[value] for value in values} if set(of_kind) == set(values) else {}
             line = _measured(line, of_kind, complete)
-            found = dict.fromkeys(one for record in all_records(complete) for one in obstacles[number, record.run_id])
-            why += on_task(task, tuple(found))
-            lines.append(_compared(line, row, tuple(found), printed))
+            reasons = dict.fromkeys(one for record in all_records(complete) for one in obstacles[number, record.run_id])
+            why += on_task(task, tuple(reasons))
+            lines.append(_compared(line, row, tuple(reasons), printed))
         parts.append(_RowLines(row=row, lines=lines, obstacles=tuple(why)))
     return parts
 
@@ -95,13 +95,13 @@ def kinds(row: Row, runs: dict[str, Runs]) -> list[tuple[Kind, str, list[str]]]:
     values, name = row.values(row.over), row.over.removeprefix("method.")
     there = {value for of_task in runs.values() for value in of_task}
     complete = all(set(of_task) in (set(), set(values)) for of_task in runs.values())
-    found: list[tuple[Kind, str, list[str]]] = [
+    lines: list[tuple[Kind, str, list[str]]] = [
         ("best", f", best {name}", values),
         ("mean", f", mean over {name}", values),
     ]
     if not complete:
-        found += [("alone", f", {name}={value} alone", [value]) for value in values if value in there]
-    return found
+        lines += [("alone", f", {name}={value} alone", [value]) for value in values if value in there]
+    return lines
 
 
 def _measured(line: TableLine, runs: Runs, complete: Runs) -> TableLine:
@@ -110,13 +110,13 @@ def _measured(line: TableLine, runs: Runs, complete: Runs) -> TableLine:
     if not record:
         return line
     rates = [one.rows_per_second * (1 + len(one.packed_with)) for one in all_records(runs) if one.rows_per_second]
-    found, chosen = scores(complete, line.kind) if complete else ({}, "")
+    estimates, chosen = scores(complete, line.kind) if complete else ({}, "")
     return dataclasses.replace(
         line,
         metric=record.metric,
         adapter_params=record.params["adapter"],
         rows_per_second=sum(rates) / len(rates) if rates else None,
-        scores=found,
+        scores=estimates,
         chosen=chosen,
     )
 

@@ -40,7 +40,7 @@ class Section:
 
     @property
     def usual_seeds(self) -> int:
-        """How many seeds a cell has that says nothing else."""
+        """The number of seeds of every cell that does not print a number of its own."""
         return max((line.seeds for line in self.lines), default=0)
 
     @property

@@ -78,18 +78,18 @@ def obstacles_of(record: RunRecord, table: Table, row: Row) -> Obstacles:
     if record.config.get("trained_on"):
         expected |= _of_task("trained_on", task)
     backbones = sorted({record.choices["backbone"], record.model["name"]} - {table.backbone})
-    found = [Obstacle("backbone", f"backbone {name}") for name in backbones]
-    found += [
+    obstacles = [Obstacle("backbone", f"backbone {name}") for name in backbones]
+    obstacles += [
         Obstacle("setting", f"{key} {value} instead of {wanted}")
         for key, wanted in expected.items()
         if key not in row.settings and (value := lookup(record, key)) != wanted
     ]
     for split, part in record.data.items():
         if part is None or part.get("file", split) != split:
-            found.append(Obstacle("split", f"{split} {'missing' if part is None else 'from ' + part['file']}"))
+            obstacles.append(Obstacle("split", f"{split} {'missing' if part is None else 'from ' + part['file']}"))
         elif part.get("label", "").startswith("local "):
-            found.append(Obstacle("data", part["label"]))
-    return tuple(found)
+            obstacles.append(Obstacle("data", part["label"]))
+    return tuple(obstacles)
 
 
 @functools.cache

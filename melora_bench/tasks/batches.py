@@ -68,8 +68,8 @@ class TrainBatches:
             share = np.ones_like(rows, np.float32) if self.split.weights is None else self.split.weights[rows]
             weight[:, : rows.shape[1]] = parts * share / np.maximum(share.sum(1, keepdims=True), 1)
             rows = np.pad(rows, ((0, 0), (0, weight.shape[1] - rows.shape[1])), mode="edge")
-            mine = range(self.process, parts, self.processes)
-            yield [self._micro_batch(rows[:, i::parts], weight[:, i::parts]) for i in mine]
+            indices = range(self.process, parts, self.processes)
+            yield [self._micro_batch(rows[:, i::parts], weight[:, i::parts]) for i in indices]
 
     def _micro_batch(self, rows: np.ndarray, weight: np.ndarray) -> Batch:
         batch: Batch

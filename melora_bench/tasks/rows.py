@@ -54,13 +54,13 @@ def load_rows(
     Returns None for a missing split that is optional. Raises ValueError, naming the file, for a missing file or column,
     an unreadable file, an empty split, and a text or label that is none.
     """
-    found = source.split_files(task, split)
-    if not found.paths:
+    files = source.split_files(task, split)
+    if not files.paths:
         if optional:
             return None
-        raise ValueError(found.absent)
-    file = found.paths[0]
-    parts = [READERS[path.suffix](path, texts) for path in found.paths]
+        raise ValueError(files.absent)
+    file = files.paths[0]
+    parts = [READERS[path.suffix](path, texts) for path in files.paths]
     with reading(file):
         table = pd.concat(parts, ignore_index=True)
     if table.empty:
@@ -84,5 +84,5 @@ def load_rows(
     if limit is not None and limit < len(table):
         chosen = np.random.default_rng(0).permutation(len(table))[:limit]
         table, labels = table.iloc[chosen], labels.iloc[chosen]
-    origin = {"rows": len(table), "sha256": [sha256_file(path) for path in found.paths], **found.origin}
+    origin = {"rows": len(table), "sha256": [sha256_file(path) for path in files.paths], **files.origin}
     return TextRows(texts=[table[name].tolist() for name in texts], labels=labels.to_numpy(), origin=origin)

@@ -121,8 +121,8 @@ def _store(place: tuple[str, str], arrays: dict[str, Any]) -> None:
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | np.ndarray) -> int:
-    """What fills up the rows that hold `ids`: the padding token or, without one, the end token. An id above all of
-    theirs may lie outside the model's embedding: padding is masked, so the first of theirs then does as well."""
+    """The id that fills up the rows that hold `ids`: the padding token's or, without one, the end token's. An id above
+    every one of `ids` may lie outside the model's embedding; the first of `ids` then serves, as padding is masked."""
     highest = np.max(ids, initial=0)
     known = (tokenizer.pad_token_id, tokenizer.eos_token_id)
     return next((id for id in known if id is not None and id <= highest), int(ids[0]) if len(ids) else 0)

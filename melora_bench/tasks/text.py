@@ -59,8 +59,8 @@ class TextTask:
 
     def sha256(self, source: Source) -> dict[str, list[str] | None]:
         """By split, the sha256 of each of its files; None for one that is missing. Raises ValueError as `load` does."""
-        found = {split: source.split_files(self.name, split) for split in (self.train_split, *self.eval_splits)}
-        return {split: [sha256_file(path) for path in files.paths] or None for split, files in found.items()}
+        by_split = {split: source.split_files(self.name, split) for split in (self.train_split, *self.eval_splits)}
+        return {split: [sha256_file(path) for path in files.paths] or None for split, files in by_split.items()}
 
     @property
     def train(self) -> Split:

@@ -16,8 +16,8 @@ def claimed(lock: Path, wait: float = 1.0) -> Iterator[bool]:
     """Whether this process may do the work that `lock` stands for: False while another does. A dead process holds
     nothing.
 
-    The short wait lets one pass who looks whether it is free (`held`). Raises ValueError when the lock cannot be
-    opened, or the file system has no locks.
+    The short wait outlasts a process that only looks whether the lock is free (`held`). Raises ValueError
+    when the lock cannot be opened, or the file system has no locks.
     """
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)

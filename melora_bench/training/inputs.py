@@ -1,7 +1,7 @@
 """What a run's numbers rest on beside its config: data, weights and start, as sha256.
 
-They are compared wherever work that was done before is taken for the work that is asked for: a record (which is the
-skip), a checkpoint (which is the resume), `status`, and a score.
+They are compared wherever earlier work is to stand for the work that is asked for: when a record lets a run be
+skipped, when a checkpoint lets it resume, in `status`, and when a score is already recorded.
 """
 
 from collections.abc import Callable
@@ -17,10 +17,11 @@ from melora_bench.training.starts import fingerprint, start_file
 
 
 def refusals(point: Point, seeds: list[int]) -> dict[int, str]:
-    """Why the record of a seed is not that of the run that would be now, by seed; seeds whose record is are left out.
+    """By seed, why its record does not belong to the run that the point would make now. Seeds whose record does belong
+    to it are left out.
 
-    A record is refused that cannot be read, or that was made of other data or weights or from another start. Where one
-    of these is not at hand, it is not compared, and a warning says so.
+    A record is refused if it cannot be read, or if it was made of other data or weights or from another start. An input
+    that is not on this machine is not compared, and a warning says so.
     """
     reasons, shared = {}, at_hand("data", _data, point) | at_hand("weights", _model, point)
     for seed in seeds:
@@ -39,7 +40,7 @@ def refusals(point: Point, seeds: list[int]) -> dict[int, str]:
 
 
 def at_hand(what: str, inputs: Callable[..., dict], *of: object) -> dict:
-    """What `inputs` gives from what is on this machine; nothing, with a warning, where that is not all there."""
+    """The result of `inputs(*of)`, which may fetch nothing; {}, with a warning, where that is not enough."""
     try:
         with nothing_fetched():
             return inputs(*of)

@@ -99,7 +99,7 @@ class PackedRun:
 
     @functools.cached_property
     def _run(self) -> dict[str, Any]:
-        """What a checkpoint must agree about with the run that goes on from it."""
+        """The facts that a checkpoint must share with the run that goes on from it."""
         data = {split: part["sha256"] if part else None for split, part in self.parts.data.items()}
         starts = {
             f"{key} of seed {seed}": sha256
@@ -125,7 +125,7 @@ class PackedRun:
         }
 
     def _resume(self) -> None:
-        """Go on from the checkpoint, if there is one. Raises ValueError for that of another run."""
+        """Go on from the checkpoint, if there is one. Raises ValueError for a checkpoint of another run."""
         path, trainer = self._checkpoint, self.parts.trainer
         if not agreed(path.exists()):
             return

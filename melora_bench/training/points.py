@@ -127,10 +127,10 @@ class Point:
     @contextlib.contextmanager
     def claimed(self, wait: float = 1.0) -> Iterator[bool]:
         """Whether this process may train the point (`files.claimed`). Its holder removes what killed processes left."""
-        with claimed(self.lock, wait) as mine:
-            if mine:
+        with claimed(self.lock, wait) as may_train:
+            if may_train:
                 sweep(self.leftovers())
-            yield mine
+            yield may_train
 
     def leftovers(self) -> list[Path]:
         """Unfinished files of the point, and checkpoints of seeds that all have their records: a killed process's,

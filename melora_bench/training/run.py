@@ -31,9 +31,9 @@ def run(cfg: DictConfig, choices: dict) -> list[Path]:
     progress.begin_point()
     try:
         point = failures.point = Point.of(cfg, choices)
-        with _claimed(point) as (todo, mine):
+        with _claimed(point) as (todo, may_train):
             _report_recorded(point, todo, failures)
-            if todo and not mine:
+            if todo and not may_train:
                 log.info(
                     "busy  %s  another process holds it: seeds %s are left to it, or to a later start",
                     point.label,
@@ -53,18 +53,18 @@ def run(cfg: DictConfig, choices: dict) -> list[Path]:
 def _claimed(point: Point) -> Iterator[tuple[list[int], bool]]:
     """The seeds without a record, and whether this process may train them."""
     with contextlib.ExitStack() as stack:
-        todo, mine = agreed(point.todo()), False
+        todo, may_train = agreed(point.todo()), False
         if todo:  # another user's finished point is skipped without that user's lock
-            mine = agreed(is_main() and stack.enter_context(point.claimed()))
+            may_train = agreed(is_main() and stack.enter_context(point.claimed()))
             todo = agreed(point.todo())
         elif is_main() and point.leftovers():
             with contextlib.suppress(ValueError), point.claimed(wait=0):  # its holder removes the leftovers
                 pass
-        yield todo, mine
+        yield todo, may_train
 
 
 def _report_recorded(point: Point, todo: list[int], failures: Failures) -> None:
-    """Say which seeds are recorded; a record that is not that of the run that would be now is a failure."""
+    """Say which seeds are recorded; a record of another run than the point would make now is a failure."""
     done = [seed for seed in point.config.seeds if seed not in todo]
     if not done or not is_main():
         return

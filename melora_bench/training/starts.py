@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from melora_bench.adapters.files import about, account, load_tensors
+from melora_bench.adapters.files import account, load_tensors, stored_account
 from melora_bench.adapters.peft_format import CONFIG as PEFT_CONFIG
 from melora_bench.adapters.peft_format import WEIGHTS as PEFT_WEIGHTS
 from melora_bench.adapters.peft_format import load_peft
@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 def start_file(point: Point, seed: int) -> Path | None:
     """The adapter file that `init_from` names for one seed; None without `init_from`.
 
-    Raises ValueError for a file that is not there, and for a task of which this experiment has not exactly one like
-    run.
+    Raises ValueError for a file that is not there, and for a task on which this experiment does not have
+    exactly one run of the same method, backbone and precision.
     """
     source = point.config.init_from
     if source is None:
@@ -67,8 +67,8 @@ def load_start(
 
 
 def _load_adapter(model: nn.Module, replica: int, path: Path) -> str | None:
-    """The run that the file says it is of; None for a file from elsewhere."""
-    values = account(path) if about(path) else {}
+    """Load an adapter file into one replica; returns the run that the file names, None for a file from elsewhere."""
+    values = account(path) if stored_account(path) else {}
     if values and values["step"] < values["total_steps"]:
         raise ValueError(f"{path} is of an unfinished run (step {values['step']} of {values['total_steps']})")
     load_tensors(model, replica, path, head=False)
@@ -95,13 +95,13 @@ def _earlier_run(point: Point, source: str, seed: int) -> Path:
 def _alike(point: Point, runs: Path, place: str) -> list[Path]:
     """The folders of `place` whose run has the point's method, backbone and precision;
     one that cannot be read is passed."""
-    found, own = [], point.identity
+    folders, identity = [], point.identity
     for path in sorted(runs.glob(f"{place}/last.safetensors")):
         try:
             config = account(path)["config"]
         except ValueError as error:
             log.warning("pass  %s", error)
             continue
-        if all(config.get(key) == own[key] for key in ("method", "backbone", "precision")):
-            found.append(path.parent)
-    return found
+        if all(config.get(key) == identity[key] for key in ("method", "backbone", "precision")):
+            folders.append(path.parent)
+    return folders

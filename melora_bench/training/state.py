@@ -22,7 +22,10 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
 
 
 def restore(trainer: Trainer, state: dict[str, Any]) -> None:
-    """Go on from what `state_of` gave. Raises ValueError for another run's: names, shapes, steps or replicas."""
+    """Go on from what `state_of` gave.
+
+    Raises ValueError for the state of another run, whose names, shapes, steps or replicas differ.
+    """
     _check(trainer, state)
     trainer.step, trainer.history = state["step"], state["history"]
     trainer.guard.failed_at.copy_(state["failed_at"])

@@ -14,7 +14,7 @@ from hydra.errors import MissingConfigException
 from instruct_runs import composed_score, overrides, save_model, scored, sized, stored
 from safetensors.torch import load_file, save_file
 
-from melora_bench.adapters.files import about
+from melora_bench.adapters.files import stored_account
 from melora_bench.external.notices import warn_once
 from melora_bench.files import ROOT
 from melora_bench.instructeval.config import misnamed
@@ -217,7 +217,7 @@ def test_adapters_that_are_not_trained_to_their_end_are_not_scored(place, tmp_pa
     train, scoring = place
     run_point([*train, "method=lora", "method.lora_dropout=0"])
     [last] = (tmp_path / "outputs").rglob("last.safetensors")
-    whole, tensors = about(last), load_file(last)
+    whole, tensors = stored_account(last), load_file(last)
     save_file(tensors, last, {"melora_bench": json.dumps(whole | {"step": 1})})
     with pytest.raises(ValueError, match="has no adapters that are trained to their end"):
         scored("bbh", [*scoring, "run=instruct_quickstart"])

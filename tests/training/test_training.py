@@ -15,7 +15,7 @@ from helpers import NO_DROPOUT, TRAIN, adapters, curves, equal, poison_replica_1
 from method_helpers import METHODS
 from safetensors.torch import load_file
 
-from melora_bench.adapters.files import about
+from melora_bench.adapters.files import stored_account
 from melora_bench.methods.lora import LoRA
 from melora_bench.records import records
 from melora_bench.training.run import RunError
@@ -236,7 +236,7 @@ def test_a_method_may_rule_out_its_first_evaluations(tiny_overrides, monkeypatch
     assert [entry.get("selectable", True) for entry in record.epochs] == [False, False, True, True]
     scores = [entry["metrics"][record.metric] for entry in record.epochs]
     assert scores == sorted(scores, reverse=True) and records.best_epoch(record)["epoch"] == 3
-    assert about(tmp_path / "outputs" / "runs" / record.run_id / "best.safetensors")["epoch"] == 3
+    assert stored_account(tmp_path / "outputs" / "runs" / record.run_id / "best.safetensors")["epoch"] == 3
 
 
 def falling_scores():

@@ -110,7 +110,7 @@ def run(program: str, *, allow_code_execution: bool, timeout: float = 3.0, isola
 
 
 def _supervisor(arguments: list[str], source: IO[bytes], inner: socket.socket) -> subprocess.Popen:
-    """The inner side, started; it reads the program from `source` and has `inner` alone of what is open here."""
+    """Start the inner side, which reads the program from `source`; of the files open here it gets `inner` alone."""
     return subprocess.Popen(
         [*COMMAND, *arguments],
         stdin=source,

@@ -93,8 +93,8 @@ def is_mapped(path: str, ids: range) -> bool:
 
 
 def check_process_limit() -> None:
-    """Raises OSError for root of a container whose only id is the machine's root, whom no number of processes is too
-    many."""
+    """Raises OSError for root of a container whose only id is the machine's root, since no limit on processes binds the
+    machine's root."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
     resource.setrlimit(resource.RLIMIT_NPROC, (0, hard))
     with contextlib.suppress(BlockingIOError):
@@ -193,7 +193,7 @@ def restrict(cpu_seconds: int, number: int | None, rules: bytes) -> None:
 
 
 def enter_domain() -> None:
-    """landlock(7): who is in the domain neither signals nor traces who is not. Before Linux 6.12, signals are free."""
+    """landlock(7): processes in the domain neither signal nor trace others; before Linux 6.12 they can signal."""
     if libc.syscall(CREATE_RULESET, None, 0, VERSION) < 6:
         return
     fields = struct.pack("QQQ", 0, 0, SCOPES)
@@ -246,12 +246,12 @@ def ending(code: int) -> str:
 
 
 def descendants(pid: int) -> set[int]:
-    found = set()
+    pids = set()
     for path in glob.glob(f"/proc/{pid}/task/*/children"):
         with contextlib.suppress(OSError), open(path) as file:  # it may have ended
             children = {int(child) for child in file.read().split()}
-            found |= children.union(*map(descendants, children))
-    return found
+            pids |= children.union(*map(descendants, children))
+    return pids
 
 
 def kill_descendants() -> None:

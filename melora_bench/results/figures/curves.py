@@ -17,10 +17,10 @@ def figure(section: Section) -> Figure | None:
         return None
     drawing, by_task = panels(section.tasks, section.title)
     for key, runs in section.cells.items():
-        found = list(all_records(runs))
-        curves = [[entry["metrics"][record.metric] for entry in record.epochs] for record in found]
+        records = list(all_records(runs))
+        curves = [[entry["metrics"][record.metric] for entry in record.epochs] for record in records]
         values = 100 * np.array(curves)  # (runs, epochs)
-        epochs = [entry["epoch"] for entry in found[0].epochs]
+        epochs = [entry["epoch"] for entry in records[0].epochs]
         sd = values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
         band(by_task[key.task], epochs, values.mean(0), sd, key.row, section.table.rows[key.row].label)
     for axes in by_task.values():

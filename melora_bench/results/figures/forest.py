@@ -29,17 +29,17 @@ class Difference:
 
 def figure(section: Section) -> Figure | None:
     """The differences of all rows; None where there is none."""
-    found = differences(section)
-    return forest(found, f"{section.title}, against {section.table.rival}") if found else None
+    row_differences = differences(section)
+    return forest(row_differences, f"{section.title}, against {section.table.rival}") if row_differences else None
 
 
 def differences(section: Section) -> list[Difference]:
-    """The differences of the rows over the tasks and seeds that a row and its LoRA have in common, if at least two
-    seeds.
+    """The difference of each row to its LoRA, over the tasks and seeds that both have; a row with fewer than two such
+    seeds has none.
 
-    Of the estimates the one in which nothing is chosen on the rows that are scored.
+    The estimate is `split`, in which no choice is made on the rows that are scored.
     """
-    table, found = section.table, []
+    table, row_differences = section.table, []
     values: dict[str, dict[str, dict[int, float]]] = {}  # label -> task -> seed -> score
     rows = {}
     for line in section.lines:
@@ -56,30 +56,32 @@ def differences(section: Section) -> list[Difference]:
             gaps = np.array([[by_task[task][seed] - of_lora[task][seed] for seed in seeds] for task in tasks])
             low, high = stats.average_interval(gaps)
             mean = float(gaps.mean())
-            found.append(Difference(label=label, mean=mean, low=low, high=high, seeds=len(seeds), tasks=tasks))
-    return found
+            row_differences.append(
+                Difference(label=label, mean=mean, low=low, high=high, seeds=len(seeds), tasks=tasks)
+            )
+    return row_differences
 
 
-def forest(found: list[Difference], title: str) -> Figure:
+def forest(row_differences: list[Difference], title: str) -> Figure:
     """One line per difference: the mean and its interval; hollow without one where all seeds agree."""
-    drawing = Figure(figsize=(6, 1.1 + 0.28 * len(found)), layout="constrained")
+    drawing = Figure(figsize=(6, 1.1 + 0.28 * len(row_differences)), layout="constrained")
     axes = drawing.subplots()
-    for place, one in enumerate(found):
+    for place, one in enumerate(row_differences):
         if one.is_constant:
             axes.plot(one.mean, place, "o", color=COLOURS[0], markersize=4, markerfacecolor="white")
         else:
             axes.plot([one.low, one.high], [place, place], color=COLOURS[0])
             axes.plot(one.mean, place, "o", color=COLOURS[0], markersize=4)
     axes.axvline(0, color="black", linewidth=0.8, zorder=1)
-    axes.set_yticks(range(len(found)), [f"{one.label} ({', '.join(one.tasks)})" for one in found])
-    axes.set_ylim(len(found) - 0.5, -0.5)
-    seeds = [one.seeds for one in found]
+    axes.set_yticks(range(len(row_differences)), [f"{one.label} ({', '.join(one.tasks)})" for one in row_differences])
+    axes.set_ylim(len(row_differences) - 0.5, -0.5)
+    seeds = [one.seeds for one in row_differences]
     among = f"{min(seeds)}" if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
     lines = [
         "difference in points at the same seeds, epoch and n chosen on the other half",
         f"bootstrap 95 % over {among} seeds: too narrow at few seeds (at three they cover about 80 %)",
     ]
-    if any(one.is_constant for one in found):
+    if any(one.is_constant for one in row_differences):
         lines.append("hollow: the same difference at every seed, so no interval")
     axes.set_xlabel("\n".join(lines), loc="right")
     set_title(drawing, title)
