@@ -31,7 +31,8 @@ def regenerate(
 def csv(assembled: Assembled) -> str:
     """The lines of a table as CSV, every number as it is printed."""
     frame = pd.DataFrame([line.csv() for line in assembled.lines])
-    return frame.map(_cell).to_csv(index=False, lineterminator="\n")
+    text: str = frame.map(_cell).to_csv(index=False, lineterminator="\n")
+    return text
 
 
 def _cell(value: object) -> object:
