@@ -12,6 +12,7 @@ import sys
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -43,4 +44,8 @@ def train(cfg: DictConfig) -> None:
 
 
 def main(arguments: list[str]) -> int:
+    # Hydra looks for plugins once: this process may have composed a config before `grids` put the sweeper on the path.
+    from hydra_plugins.melora_bench_grid import GridSweeper
+
+    Plugins.instance().register(GridSweeper)
     return run_hydra(train, arguments, __doc__, misnamed(arguments, "train"))
