@@ -1,7 +1,6 @@
 """Any torch model with linear layers under a method, in a training loop of your own:
 without Hydra, records or our trainer."""
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +14,7 @@ from torch.optim import Optimizer
 from melora_bench.adapters import files, peft_format
 from melora_bench.adapters.files import backbone_tensors, load_tensors, save_adapter, stored_account, trainable
 from melora_bench.external.fields import check_fields
+from melora_bench.external.nearest import nearest_name
 from melora_bench.files import CONFIGS, options
 from melora_bench.methods import attach
 from melora_bench.methods.base import Method
@@ -150,8 +150,8 @@ class AdapterHandle:
 def _settings(model: nn.Module, name: str, given: dict) -> tuple[type[Method], dict]:
     """The method's class, and its fields' values: those given, else its YAML's. Raises ValueError as `adapt` does."""
     if name not in options("method"):
-        near = difflib.get_close_matches(name, options("method"), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(options('method')))}"
+        near = nearest_name(name, options("method"))
+        hint = f"did you mean {near!r}?" if near else f"there are {', '.join(sorted(options('method')))}"
         raise ValueError(f"method {name!r} is unknown: {hint}")
     defaults = OmegaConf.load(CONFIGS / "method" / f"{name}.yaml")
     if "target_modules" not in given and OmegaConf.is_interpolation(defaults, "target_modules"):

@@ -1,8 +1,8 @@
 """The command line of every command: names of tables, settings as key=value, and nothing with dashes but --help."""
 
-import difflib
 from collections.abc import Iterable, Mapping
 
+from melora_bench.external.nearest import nearest_name
 from melora_bench.files import home, options
 from melora_bench.grids.overrides import split_arguments
 
@@ -15,9 +15,8 @@ class UsageError(ValueError):
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """A question that names the nearest of `names`, to be put after a message; empty where none is near."""
-    by_lower = {each.lower(): each for each in names}
-    near = difflib.get_close_matches(name.lower(), by_lower, n=1)
-    return f": did you mean {by_lower[near[0]]}?" if near else ""
+    near = nearest_name(name, names)
+    return f": did you mean {near}?" if near else ""
 
 
 def tables_and_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:

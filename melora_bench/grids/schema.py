@@ -2,13 +2,13 @@
 and the comment above a field documents it."""
 
 import dataclasses
-import difflib
 import inspect
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from melora_bench.external.fields import check_fields
+from melora_bench.external.nearest import nearest_name
 
 
 def checked(cls: type, values: object, place: str, **others: object) -> dict[str, Any]:
@@ -30,8 +30,8 @@ def checked(cls: type, values: object, place: str, **others: object) -> dict[str
 
 def unknown(name: object, known: Iterable[str]) -> str:
     """What is said of a key that there is not."""
-    nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0)
-    return f"{str(name)[:60]} is unknown: did you mean {nearest[0]}? There are {', '.join(known)}"
+    near = nearest_name(str(name), known, cutoff=0)
+    return f"{str(name)[:60]} is unknown: did you mean {near}? There are {', '.join(known)}"
 
 
 def documented(cls: type) -> dict[str, str]:
