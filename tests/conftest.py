@@ -120,17 +120,20 @@ def tiny_data(tmp_path_factory) -> Path:
 @pytest.fixture
 def tiny_overrides(tiny_roberta, tiny_data, tmp_path) -> list[str]:
     """Command-line overrides of a run that takes a second: the tiny model on the tiny data, files under tmp_path."""
+    return [*tiny_run(tiny_roberta, tiny_data, tmp_path), "epochs=2", "batch_size=16"]
+
+
+def tiny_run(roberta: Path, data: Path, root: Path) -> list[str]:
+    """The overrides that put a run of SST-2 on the tiny model and data, with its files under `root`."""
     return [
         "backbone=roberta_base",
-        f"backbone.path={tiny_roberta}",
+        f"backbone.path={roberta}",
         "backbone.name=tiny",
         "data=local",
-        f"data.root={tiny_data}",
+        f"data.root={data}",
         "task=sst2",
-        "epochs=2",
-        "batch_size=16",
-        f"results_dir={tmp_path}/results",
-        f"output_dir={tmp_path}/outputs",
+        f"results_dir={root}/results",
+        f"output_dir={root}/outputs",
     ]
 
 

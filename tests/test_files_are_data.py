@@ -12,7 +12,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import files, interrupt, run_point
+from conftest import files, interrupt, run_point, tiny_run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -35,20 +35,7 @@ from melora_bench.training.run import RunError
 def adapter(tiny_roberta, tiny_data, tmp_path_factory):
     """The adapter file of a short run, with an account of its own."""
     root = tmp_path_factory.mktemp("adapter")
-    run_point(
-        [
-            "backbone=roberta_base",
-            f"backbone.path={tiny_roberta}",
-            "backbone.name=tiny",
-            "data=local",
-            f"data.root={tiny_data}",
-            "task=sst2",
-            "epochs=1",
-            "batch_size=16",
-            f"results_dir={root}/results",
-            f"output_dir={root}/outputs",
-        ]
-    )
+    run_point([*tiny_run(tiny_roberta, tiny_data, root), "epochs=1", "batch_size=16"])
     [path] = (root / "outputs").rglob("last.safetensors")
     return path
 
@@ -417,19 +404,7 @@ def test_the_names_of_public_weights_are_options():
 def begun(tiny_roberta, tiny_data, tmp_path_factory):
     """(overrides, path): a run of seeds 0 and 1 that died in its second epoch, and its checkpoint."""
     root = tmp_path_factory.mktemp("begun")
-    overrides = [
-        "backbone=roberta_base",
-        f"backbone.path={tiny_roberta}",
-        "backbone.name=tiny",
-        "data=local",
-        f"data.root={tiny_data}",
-        "task=sst2",
-        "epochs=3",
-        "batch_size=24",
-        f"results_dir={root}/results",
-        f"output_dir={root}/outputs",
-        "seeds=[0,1]",
-    ]
+    overrides = [*tiny_run(tiny_roberta, tiny_data, root), "epochs=3", "batch_size=24", "seeds=[0,1]"]
     interrupt(overrides)
     [path] = (root / "outputs").rglob("checkpoint.pt")
     return overrides, path

@@ -12,7 +12,7 @@ import huggingface_hub
 import peft
 import pytest
 import torch
-from conftest import WORDS, composed, run_point, sentences
+from conftest import WORDS, composed, run_point, sentences, tiny_run
 from helpers import MERGED
 from hydra.utils import instantiate
 from method_helpers import METHODS, PACKING
@@ -50,20 +50,13 @@ def trained(tiny_roberta, tiny_data, tmp_path_factory):
             records.load(path)
             for path in run_point(
                 [
-                    "backbone=roberta_base",
-                    f"backbone.path={tiny_roberta}",
-                    "backbone.name=tiny",
-                    "data=local",
-                    f"data.root={tiny_data}",
-                    "task=sst2",
+                    *tiny_run(tiny_roberta, tiny_data, root),
                     f"method={method}",
                     "seeds=[0,1]",
                     "lr=0.02",
                     "epochs=6",
                     "batch_size=16",
                     "backbone.target_modules=[value,intermediate.dense]",
-                    f"results_dir={root}/results",
-                    f"output_dir={root}/outputs",
                     *STRONGER.get(method, []),
                     *overrides,
                 ]
