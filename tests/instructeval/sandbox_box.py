@@ -67,10 +67,22 @@ def unshare_can(mode: str) -> bool:
 
 
 def _with_system_python() -> tuple[str, ...]:
-    copy = Path(tempfile.gettempdir()) / "supervisor.py"  # the checkout may be closed to other users
-    shutil.copyfile(sandbox.COMMAND[-1], copy)
-    copy.chmod(0o644)
+    copy = copied(Path(tempfile.gettempdir()) / "supervisor")  # the checkout may be closed to other users
     return (SYSTEM_PYTHON, *sandbox.COMMAND[1:-1], str(copy))
+
+
+def copied(copy: Path, *changes: tuple[str, str]) -> Path:
+    """A copy of the supervisor that every user can read, with each old text, which stands once, replaced."""
+    texts = {path.name: path.read_text() for path in Path(sandbox.COMMAND[-1]).glob("*.py")}
+    for old, new in changes:
+        [name] = [name for name, text in texts.items() if text.count(old) == 1]
+        texts[name] = texts[name].replace(old, new)
+    copy.mkdir(exist_ok=True)
+    copy.chmod(0o755)
+    for name, text in texts.items():
+        (copy / name).write_text(text)
+        (copy / name).chmod(0o644)
+    return copy
 
 
 def processes_with(marker: str) -> dict[int, str]:
@@ -105,11 +117,4 @@ def end(box: Box) -> None:
 
 def change(folder: Path, monkeypatch, *lines: tuple[str, str]) -> None:
     """Let the supervisor be a copy with other text."""
-    text = Path(sandbox.COMMAND[-1]).read_text()
-    for old, new in lines:
-        assert text.count(old) == 1
-        text = text.replace(old, new)
-    copy = folder / "supervisor.py"
-    copy.write_text(text)
-    copy.chmod(0o644)
-    monkeypatch.setattr(sandbox, "COMMAND", (*sandbox.COMMAND[:-1], str(copy)))
+    monkeypatch.setattr(sandbox, "COMMAND", (*sandbox.COMMAND[:-1], str(copied(folder / "changed_supervisor", *lines))))

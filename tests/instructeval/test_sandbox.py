@@ -272,7 +272,7 @@ sandbox.run({program!r}, allow_code_execution=True, timeout=3600, isolation={for
         4 if forking_box.isolation == "namespaces" else 3
     )  # the supervisors, the program and its daemon; `caller` has no marker
     wait_until(
-        lambda: sum("supervisor.py" in line and "-c" not in line for line in forking_box.processes().values()) == many
+        lambda: sum("supervisor" in line and "-c" not in line for line in forking_box.processes().values()) == many
     )
     caller.kill()
     caller.wait()
@@ -352,8 +352,8 @@ def test_a_key_of_the_callers_session_cannot_be_read(box, folder, monkeypatch, k
     if not FILTERED:
         pytest.skip("the supervisor has no filter of system calls here")
     join, refuse = (
-        ("JOIN_SESSION_KEYRING, None", "99, None"),
-        ("prctl(SECCOMP,", "max("),
+        ("kernel.JOIN_SESSION_KEYRING, None", "99, None"),
+        ("prctl(kernel.SECCOMP,", "max("),
     )  # 99 is no call of keyctl
     change(folder, monkeypatch, *([] if keyring else [join]), *([] if seccomp else [refuse]))
     program = f"""
@@ -613,7 +613,7 @@ def test_another_system_is_refused(monkeypatch):
 
 def test_where_namespaces_do_not_work_one_line_says_what_would(folder, monkeypatch):
     """The supervisor asks for a namespace that does not exist, which the kernel refuses."""
-    change(folder, monkeypatch, ("NEWNS | NEWPID", "0x1 | NEWPID"))
+    change(folder, monkeypatch, ("kernel.NEWNS | kernel.NEWPID", "0x1 | kernel.NEWPID"))
     with pytest.raises(
         ValueError, match=r"^isolation=namespaces does not work here \(unshare: Invalid argument\)"
     ) as error:

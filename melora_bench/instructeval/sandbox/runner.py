@@ -2,7 +2,7 @@
 
 `isolation="namespaces"` (the default): no network, no other process, no file of a user. `isolation="process"`, for
 machines without namespaces, must be asked for: limits alone. docs/sandbox.md says what each keeps out and how a program
-passes. supervisor.py is the inner side, one script for root and, inside a user namespace, for an ordinary user.
+passes. supervisor/ is the inner side, one script for root and, inside a user namespace, for an ordinary user.
 bubblewrap and unshare(1) would need the same kernel features, the same script inside for the limits and the verdict,
 and a second code path.
 """
@@ -35,8 +35,8 @@ END_SECONDS = 10  # for its processes to die
 READY = b"ready"
 # Nothing of the caller's environment. Hashes are fixed, so that the order of a set does not decide a verdict.
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
-# No user or site packages, no path of the script, unbuffered output; -I would drop the hash seed too.
-COMMAND = (sys.executable, "-s", "-S", "-P", "-u", str(Path(__file__).with_name("supervisor.py")))
+# No user or site packages, no compiled files, unbuffered output; -I would drop the hash seed too.
+COMMAND = (sys.executable, "-s", "-S", "-P", "-B", "-u", str(Path(__file__).with_name("supervisor")))
 REMEDY = {
     "namespaces": "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1 and "
     "kernel.apparmor_restrict_unprivileged_userns=0), or start the container with --privileged, or, on a machine that "
