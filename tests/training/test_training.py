@@ -363,9 +363,24 @@ def test_bf16_runs_and_is_recorded(tiny_overrides):
     assert record.epochs[-1]["train_loss"] < record.epochs[0]["train_loss"]
 
 
-def test_tensorboard_is_one_key(tiny_overrides, tmp_path):
-    run_point([*tiny_overrides, "tracker=tensorboard"])
-    assert list((tmp_path / "outputs").rglob("events.out.tfevents.*"))
+def test_in_tensorboard_every_seed_is_a_run_and_the_tags_are_common(tiny_overrides, tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+
+    tracked = [*tiny_overrides, "tracker=tensorboard", "seeds=[0,1]"]
+    paths = run_point(tracked) + run_point([*tracked, "method=melora", "method.n=4"])
+    runs = EventMultiplexer().AddRunsFromDirectory(str(tmp_path / "outputs" / "tensorboard")).Reload()
+    assert [(name.rpartition(" ")[0], name[-3:]) for name in sorted(runs.Runs())] == [
+        (f"adhoc/sst2 {label}", seed) for label in ("lora", "melora n=4") for seed in ("-s0", "-s1")
+    ]
+    for path, name in zip(paths, sorted(runs.Runs()), strict=True):
+        record = records.load(path)
+        assert name.endswith(f"{record.config_hash[:10]}-s{record.seed}")
+        assert set(runs.Runs()[name]["scalars"]) == {"train_loss", "penalty", "lr", "accuracy"}
+        tracked = [(event.step, event.value) for event in runs.Scalars(name, "train_loss")]
+        assert tracked == [(entry["step"], pytest.approx(entry["train_loss"])) for entry in record.epochs]
+        [settings] = runs.Tensors(name, "settings/text_summary")
+        assert b'"method.r": "8"' in settings.tensor_proto.string_val[0]
 
 
 @pytest.mark.parametrize("dropout", [[], NO_DROPOUT], ids=["with dropout", "without"])
