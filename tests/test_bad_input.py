@@ -322,6 +322,7 @@ def train(tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess:
     return done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -339,6 +340,7 @@ def test_the_command_line_says_it_without_a_traceback(overrides, message, tiny_o
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 def test_one_failed_point_stops_no_other(tiny_overrides, tmp_path):
     """A table of two points, of which the first has no data."""
     table = ["table=mplora_table2", "task=cola,stsb", "method=lora", "experiment=adhoc", "seeds=[0]", "epochs=1"]

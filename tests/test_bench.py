@@ -18,6 +18,7 @@ def bench(script: str, folder, *options: str) -> tuple[dict, str]:
     return json.loads(data.read_text()), table.read_text()
 
 
+@pytest.mark.slow
 def test_one_layer(tmp_path):
     found, table = bench("bench_adapters.py", tmp_path, "--tokens", "8", "--width", "64")
     assert found["settings"] == {"tokens": 8, "width": 64, "repeats": 1, "seeds": 1}
@@ -27,6 +28,7 @@ def test_one_layer(tmp_path):
         assert f"| {name} | {found['rows'][name]['fp32_ms']:.3g} |" in table
 
 
+@pytest.mark.slow
 def test_llamas_shape(tmp_path):
     small = {"layers": 2, "width": 64, "vocabulary": 100, "batch": 4, "micro": 4, "length": 8, "steps": 1}
     found, table = bench("bench_llama.py", tmp_path, *(word for k, v in small.items() for word in (f"--{k}", str(v))))
@@ -60,6 +62,7 @@ def proof(folder, *options: str) -> tuple[str, dict]:
     return done.stdout, json.loads((folder / "gpu_proof" / "done.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_stage_is_done_once_unless_it_is_named(tmp_path):
     (tmp_path / "gpu_proof").mkdir()
     others = ("tests", "training", "packs", "llama", "llama_nf4", "profile", "plan")

@@ -50,19 +50,23 @@ METRICS = {"cola": "matthews", "stsb": "pearson"}
 
 
 @functools.cache
-def grid(table: str, whole: bool = False) -> list[tuple[list[str], Point]]:
-    """The points of a table, composed as a sweep would: all of them, or those of its first task and one of each
-    other."""
+def grid(table: str, whole: bool) -> list[tuple[list[str], Point]]:
+    """The points of a table, composed as a sweep would: all of them, or one of each task."""
     every = jobs(load_table(table), [])
     first = {job[0]: job for job in reversed(every)}  # by task=
-    chosen = [job for job in every if whole or job[0] == every[0][0] or job is first[job[0]]]
+    chosen = every if whole else list(first.values())
     return [(job, Point.of(*compose_run([f"table={table}", *job]))) for job in chosen]
 
 
-@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["in part", "whole"])
+in_part_and_whole = pytest.mark.parametrize(
+    "whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["in part", "whole"]
+)
+
+
+@in_part_and_whole
 @pytest.mark.parametrize("table", options("table"))
 def test_every_point_of_a_table_composes_to_a_run_of_its_own(table, whole):
-    found = grid(table, whole=True) if whole else grid(table)  # one call each, as it is kept
+    found = grid(table, whole)
     seeds = OmegaConf.load(CONFIGS / "table" / f"{table}.yaml").seeds
     assert {job[0] for job, _ in found} == {f"task={task}" for task in load_table(table).trained_tasks}
     for job, point in found:
@@ -77,12 +81,13 @@ def test_every_point_of_a_table_composes_to_a_run_of_its_own(table, whole):
     assert len({point.label for _, point in found}) == len(found)
 
 
+@in_part_and_whole
 @pytest.mark.parametrize(
     ("table", "paper"),
     [(name, table.paper) for name in options("table") if (table := load_table(name)).paper and not table.trained_on],
 )
-def test_a_papers_table_runs_its_own_recipe_on_its_own_backbone(table, paper):
-    for _, point in grid(table):
+def test_a_papers_table_runs_its_own_recipe_on_its_own_backbone(table, paper, whole):
+    for _, point in grid(table, whole):
         task, method = point.choices["task"], point.config.method
         assert point.choices["recipe"] == f"{paper}/{task}"
         assert (point.choices["backbone"], point.choices["data"]) == ("roberta_base", "hub")
@@ -91,14 +96,14 @@ def test_a_papers_table_runs_its_own_recipe_on_its_own_backbone(table, paper):
         dropout = 0 if point.choices["method"] == "delta_lora" else 0.05
         assert (method["alpha"], method["lora_dropout"], method["target_modules"]) == (16, dropout, ["query", "value"])
         assert point.config.task["metric"] == METRICS.get(task, "accuracy")
-    assert grid(table)[0][1].config.seeds == {"melora": [0, 1, 2, 3, 4], "mplora": [0, 1, 2]}[paper]
+    assert grid(table, whole)[0][1].config.seeds == {"melora": [0, 1, 2, 3, 4], "mplora": [0, 1, 2]}[paper]
 
 
 @pytest.mark.parametrize("table", ["melora_table3", "melora_table5"])
 def test_instruction_tuning_runs_the_papers_recipe(table):
     """PROTOCOLS: 3e-4, 100 warm-up steps, batch 128, 3 epochs, evaluated every 200 steps, cut at 256, W_q and W_v."""
     keys = ("warmup_steps", "batch_size", "epochs", "eval_steps", "max_length", "weight_decay", "max_steps")
-    for _, point in grid(table):
+    for _, point in grid(table, whole=True):
         config = point.config
         assert point.choices["recipe"] == "melora/alpaca" and point.choices["task"] == "alpaca"
         assert [getattr(config, key) for key in keys] == [100, 128, 3, 200, 256, 0.0, None]
@@ -107,19 +112,21 @@ def test_instruction_tuning_runs_the_papers_recipe(table):
             assert config.lr == 3e-4
             assert (config.method["alpha"], config.method["lora_dropout"]) == (16, 0.05)
             assert config.method["target_modules"] == ["q_proj", "v_proj"]
-    backbones = {point.choices["backbone"] for _, point in grid(table)}
+    backbones = {point.choices["backbone"] for _, point in grid(table, whole=True)}
     assert backbones == {"llama2_7b", *({"llama2_7b_nf4"} if table == "melora_table3" else set())}
 
 
 def test_the_mnli_start_is_a_grid():
     """MNLI itself starts afresh; the others start from its adapters, each under its own recipe."""
-    starts = {point.choices["task"]: point.config.init_from for _, point in grid("init_from_mnli")}
+    points = [point for _, point in grid("init_from_mnli", whole=False)]
+    starts = {point.choices["task"]: point.config.init_from for point in points}
     assert starts == {"mnli": None, "mrpc": "mnli", "rte": "mnli", "stsb": "mnli"}
-    assert {point.choices["recipe"] for _, point in grid("init_from_mnli")} == {f"melora/{task}" for task in starts}
+    assert {point.choices["recipe"] for point in points} == {f"melora/{task}" for task in starts}
 
 
+@pytest.mark.slow
 def test_every_recipe_is_used():
-    used = {point.choices["recipe"] for table in options("table") for _, point in grid(table)}
+    used = {point.choices["recipe"] for table in options("table") for _, point in grid(table, whole=True)}
     default = composed([], return_hydra_config=True).hydra.runtime.choices["recipe"]
     assert default == "quick"
     assert set(options("recipe")) - used - {default} == set()

@@ -73,6 +73,7 @@ def test_the_best_is_the_lowest_loss(alpaca_overrides, monkeypatch, tmp_path):
         assert stored_account(file)["epoch"] == epoch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [["method=melora"], TIGHT], ids=["melora", "adalora"])
 def test_resumed_in_the_middle_of_an_epoch_equals_unbroken(method, alpaca_overrides, tmp_path, monkeypatch):
     """Dropout on, 4 steps an epoch, evaluated every 3: dies in step 5 and goes on from step 3, in the first epoch."""
@@ -96,6 +97,7 @@ def test_resumed_in_the_middle_of_an_epoch_equals_unbroken(method, alpaca_overri
         assert all(equal(whole[seed], again[seed]) for seed in (0, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [["method=lora"], ["method=melora"], TIGHT], ids=["lora", "melora", "adalora"])
 def test_two_seeds_side_by_side_equal_each_alone(method, alpaca_overrides, tmp_path):
     """Rows of other lengths beside a replica's own change its padding and its losses' weights, not its numbers."""
@@ -156,6 +158,7 @@ def test_out_of_memory_is_one_line_and_keeps_the_checkpoint(alpaca_overrides, tm
     assert not list((tmp_path / "outputs").rglob("checkpoint.pt")) + list((tmp_path / "outputs").rglob("error.txt"))
 
 
+@pytest.mark.slow
 def test_seeds_that_do_not_fit_side_by_side_are_trained_in_waves(alpaca_overrides, tmp_path, monkeypatch, caplog):
     """Five seeds on a device that holds two; the whole pack fails in its second epoch, when it has a checkpoint. Killed
     in the wave of seed 2, it goes on with that wave."""

@@ -427,6 +427,7 @@ def test_the_main_process_unless_a_launcher_says_otherwise(environment, expected
     assert (processes.count(), processes.is_main()) == expected
 
 
+@pytest.mark.slow
 def test_a_bare_machine_trains(tiny_overrides, tmp_path):
     """No git, no home, no cache, a RANK that some launcher left behind: one warning each, a record, exit code 0."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "XDG_"))}
@@ -516,6 +517,7 @@ def test_a_librarys_own_error_names_the_file(tmp_path):
 # ---- Ctrl-C
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_sweep_with_one_line(tiny_overrides, tmp_path):
     """In the first of two points: exit code 130, no traceback, the second is not begun, and the same command goes
     on."""

@@ -13,6 +13,9 @@ from melora_bench.grids.schema import checked, unknown
 
 Value = bool | int | float | str | None
 PUBLISHED = ("single", "best", "mean", "method")
+# The method of a row that scores the backbone as it is, and the name that records of such scores have for it: a
+# language model has no head that could be trained.
+UNTRAINED, RECORDED_AS = "none", "head"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +25,7 @@ class Row:
     # The name of the row; no two rows of a table share one.
     label: str
     # What defines the runs of the row: `method`, and any other key of a run's config with its value; of the key that
-    # `over` names, a list of values.
+    # `over` names, a list of values. `method: none` scores the backbone as it is, and there is nothing to train.
     settings: dict[str, Value | list[Value]]
     # The setting over whose values the row reports the best one and the mean, such as `method.n`.
     over: str | None = None
@@ -31,13 +34,16 @@ class Row:
     published: dict[str, str] = field(default_factory=dict)
     # The label of the row with which the row is compared; null: the table's first row of LoRA.
     reference: str | None = None
-    # Whether the row scores the backbone as it is, so that there is nothing to train.
-    untrained: bool = False
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the row scores the backbone as it is, so that there is nothing to train."""
+        return self.settings["method"] == UNTRAINED
 
     @property
     def method(self) -> str:
-        """The name of the row's method, an option of configs/method."""
-        return str(self.settings["method"])
+        """The name of the row's method as records have it: an option of configs/method."""
+        return RECORDED_AS if self.untrained else str(self.settings["method"])
 
     @property
     def choices(self) -> dict[str, list[str]]:
@@ -46,6 +52,8 @@ class Row:
 
     def values(self, name: str | None) -> list[str]:
         """The values of one setting as texts; one empty text for a key that the row does not set."""
+        if name == "method" and self.untrained:
+            return [RECORDED_AS]
         value = self.settings.get(name, "") if name else ""
         return [str(item) for item in value] if isinstance(value, list) else [str(value)]
 

@@ -15,6 +15,7 @@ from melora_bench.adapters.files import account
 from melora_bench.adapters.trained import find, load
 from melora_bench.external.fields import build
 from melora_bench.files import sha256_file
+from melora_bench.grids.tables import RECORDED_AS
 from melora_bench.instructeval.config import ScoreConfig
 from melora_bench.models.base import Backbone
 from melora_bench.models.checks import check_device, check_dtype
@@ -22,11 +23,7 @@ from melora_bench.records.identity import identity
 
 log = logging.getLogger(__name__)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# The untrained model is recorded as method=head of version 1, though a language model has no head to train. Committed
-# records, whose file names the skip looks for, and the `untrained` rows of tables say so: another name would make these
-# scores missing. An option of its own (method=none) would need a class in methods/ that trains nothing, and every
-# command offers the options.
-UNTRAINED, UNTRAINED_VERSION = "head", 1
+UNTRAINED_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +91,7 @@ def _untrained(config: ScoreConfig, choices: dict) -> Scored:
         origin=lambda: build(config.backbone, "backbone").origin(),
         experiment="adhoc",
         seed=0,
-        choices={"method": UNTRAINED, "backbone": choices["backbone"], "recipe": None},
+        choices={"method": RECORDED_AS, "backbone": choices["backbone"], "recipe": None},
         config=identity({"backbone": config.backbone}) | {"method": {"version": UNTRAINED_VERSION}},
         init_from=None,
         at={"epoch": 0, "step": 0},

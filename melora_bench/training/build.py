@@ -127,8 +127,6 @@ def _accelerator(config: RunConfig) -> Accelerator:
         cpu=not torch.cuda.is_available(),
         mixed_precision=config.precision,
         gradient_accumulation_steps=config.accumulation,
-        log_with=config.tracker,
-        project_dir=config.output_dir,
     )
 
 

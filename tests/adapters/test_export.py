@@ -15,7 +15,7 @@ import torch
 from conftest import WORDS, composed, run_point, sentences, tiny_run
 from helpers import MERGED
 from hydra.utils import instantiate
-from method_helpers import METHODS, PACKING
+from method_helpers import METHODS, PACKING, examples_first
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForMaskedLM
@@ -160,7 +160,7 @@ def ranks_of(tensors: dict) -> dict[str, int]:
 # ---- every method
 
 
-@pytest.mark.parametrize("name", PACKING)
+@pytest.mark.parametrize("name", examples_first(PACKING))
 def test_stock_peft_computes_what_we_do(name, trained, export, tiny_roberta, tmp_path):
     """The logits agree to 1e-5, and without the adapters they would not."""
     record, folder = trained(name)[1], tmp_path / "adapter"
@@ -175,7 +175,7 @@ def test_stock_peft_computes_what_we_do(name, trained, export, tiny_roberta, tmp
     assert (gap(headed(tiny_roberta, file), ours, tiny_roberta) > 1e-3) == (name != "head")
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", examples_first(METHODS))
 def test_transformers_alone_computes_what_we_do(name, trained, export, tiny_roberta, tmp_path):
     """The merged checkpoint's logits agree to 1e-5, with its own tokenizer; without the adaptation they would not."""
     record, folder = trained(name)[0], tmp_path / "merged"
@@ -193,7 +193,7 @@ def test_transformers_alone_computes_what_we_do(name, trained, export, tiny_robe
     assert texts(folder)["input_ids"].equal(texts(tiny_roberta)["input_ids"])
 
 
-@pytest.mark.parametrize("name", PACKING)
+@pytest.mark.parametrize("name", examples_first(PACKING))
 def test_adapter_files(name, trained, export, tiny_roberta, tmp_path):
     """Three files, no pickle; the config says of every module the rank that its tensors have, and alpha is that
     rank."""
@@ -428,7 +428,7 @@ def test_the_embedded_weights_have_a_public_name():
     assert base_name(backbone, None) == "sentence-transformers/all-MiniLM-L6-v2"
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", examples_first(METHODS))
 def test_model_card_names_the_paper(name, trained, export, tmp_path):
     """The link stands in the card of every method whose file has one in its first line; the baselines have none."""
     record = trained(name)[0]

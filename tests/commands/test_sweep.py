@@ -116,6 +116,7 @@ def test_without_settings_models_are_scored_as_they_are_trained(overrides, expec
     assert sweep.as_trained("melora_table3", load_table("melora_table3"), overrides) == expected
 
 
+@pytest.mark.slow
 def test_two_grids_in_one_process_with_a_point_that_fails(tiny_overrides, tmp_path, capsys):
     """CoLA's data is missing: MRPC is trained all the same, for both tables, and both tables are written."""
     kept = [item for item in tiny_overrides if not item.startswith(("task=", "epochs="))]

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from melora_bench.files import ROOT
 
 CODE = """
@@ -15,6 +17,7 @@ sys.exit(cli.main(["sweep", "audit", "task=mrpc"]))
 """
 
 
+@pytest.mark.slow
 def test_a_grid_is_found_by_a_process_that_has_composed_a_config_before():
     done = subprocess.run([sys.executable, "-c", CODE], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (3, "")

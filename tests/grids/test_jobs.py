@@ -183,6 +183,7 @@ def test_a_trial_gets_an_experiment_of_its_own(overrides, name):
     assert long != other and len(long) < 100 and is_name(long)
 
 
+@pytest.mark.slow
 def test_a_trial_of_a_table_does_not_poison_it(tiny_overrides, tmp_path, capsys, monkeypatch):
     """Its records go to an experiment of their own, which is said first, and which status, plan and tables find by the
     same overrides; the table of the table's own records is what it was."""

@@ -241,6 +241,7 @@ def test_the_harness_gets_the_model_under_the_same_precision(place, monkeypatch)
         scored("mmlu", [*scoring, "protocol=lm_eval", "backbone.dtype=bfloat16"])
 
 
+@pytest.mark.slow
 def test_of_several_benchmarks_one_that_is_refused_does_not_stop_the_others(place, tmp_path):
     _, scoring = place
     command = [sys.executable, str(ROOT / "scripts" / "instructeval.py"), "-m", *scoring, "benchmark=humaneval,bbh"]

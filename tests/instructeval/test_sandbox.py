@@ -542,6 +542,7 @@ def test_it_runs_as_the_reference_does(box):
     assert first.output == second.output
 
 
+@pytest.mark.slow
 def test_the_canonical_humaneval_solutions_pass(real_data):
     """One after the other, in the protocol's 3 s of wall clock; a busy machine may need a second try."""
     path = real_data / "instruct" / "humaneval" / "HumanEval.jsonl.gz"
@@ -565,6 +566,7 @@ def test_the_canonical_humaneval_solutions_pass(real_data):
     assert {task: reason for task, reason in reasons.items() if reason != "passed"} == {}
 
 
+@pytest.mark.slow
 def test_the_protocols_cut_leaves_130_of_the_canonical_solutions(real_data):
     """The ceiling that docs/instructeval.md gives; of the first 20, that of the committed example, 8."""
     path = real_data / "instruct" / "humaneval" / "HumanEval.jsonl.gz"

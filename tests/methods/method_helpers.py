@@ -4,6 +4,7 @@ data."""
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import torch
 from conftest import composed
 from hydra.utils import get_class, instantiate
@@ -19,9 +20,16 @@ from melora_bench.seeding import generator
 METHODS = sorted(path.stem for path in (ROOT / "configs" / "method").glob("*.yaml"))
 # Those that train several seeds side by side.
 PACKING = [name for name in METHODS if get_class(composed([f"method={name}"]).method._target_).packs]
+# For tests that make whole runs of every method: these in `make test`, the others in `make test-slow`.
+EXAMPLES = ("lora", "melora")
 PENALTY = {"penalty_weight": 0.1, "norm": "squared_frobenius", "reduce_layers": "sum"}
 COMMON = {"version": 1, "target_modules": ["query"], "alpha": 16, "lora_dropout": 0.0, "init_a": "kaiming_uniform"}
 STEPS = 24
+
+
+def examples_first(names: list[str]) -> list:
+    """The names as parameters of a test, slow but for EXAMPLES."""
+    return [name if name in EXAMPLES else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def seeds_of(name: str) -> list[int]:

@@ -134,7 +134,7 @@ def project(tmp_path_factory) -> Path:
 
 def run(project: Path, *arguments: str) -> subprocess.CompletedProcess:
     """pytest in the copy, which imports the copy's package."""
-    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", *arguments]
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-m", "not gpu", "-p", "no:cacheprovider", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(project)}
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
 
@@ -144,6 +144,7 @@ def passed(done: subprocess.CompletedProcess) -> int:
     return int(re.search(r"(\d+) passed", done.stdout)[1])
 
 
+@pytest.mark.slow
 def test_a_new_method_passes_the_contract_with_nothing_else_edited(project):
     """A matrix and a function, the two forms that no method here has."""
     assert passed(run(project, *CONTRACT, "-k", " or ".join(METHODS))) == 2 * 13

@@ -17,6 +17,7 @@ from melora_bench.training.run import RunError
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.slow
 def test_a_held_point_is_left_alone(tiny_overrides, tmp_path):
     """While one worker holds a point, another skips it; afterwards it is free."""
     with point(tiny_overrides).claimed() as mine:
@@ -29,6 +30,7 @@ def test_a_held_point_is_left_alone(tiny_overrides, tmp_path):
     assert len(run_point(tiny_overrides)) == 1
 
 
+@pytest.mark.slow
 def test_a_dead_workers_point_is_free(tiny_overrides):
     """kill -9 leaves no claim behind."""
     held = (
@@ -67,6 +69,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_kill_between_the_records_of_a_pack(tiny_overrides, tmp_path, monkeypatch):
     """The seeds whose record was not yet written get theirs from the checkpoint: equal to an unbroken run's."""
     command = [*tiny_overrides, "seeds=[0,1,2]"]

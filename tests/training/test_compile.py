@@ -43,6 +43,7 @@ def test_a_compiled_run_equals_the_plain_one(both, method):
     assert_equal(plain, compiled)
 
 
+@pytest.mark.slow
 def test_one_process_compiles_one_run_after_another(tiny_overrides, monkeypatch):
     """All models share one limit of recompilations, here reached by the first run's training and evaluation."""
     monkeypatch.setattr(torch.nn.Module, "compile", functools.partialmethod(torch.nn.Module.compile, backend="eager"))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import Interrupted, interrupt, run_point
 from helpers import NO_DROPOUT, TRAIN, adapters, curves, equal, poison_replica_1, without_dropout
-from method_helpers import METHODS
+from method_helpers import METHODS, examples_first
 from safetensors.torch import load_file
 
 from melora_bench.adapters.files import stored_account
@@ -22,7 +22,7 @@ from melora_bench.training.run import RunError
 from melora_bench.training.trainer import Trainer
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", examples_first(METHODS))
 def test_packed_equals_separate(tiny_overrides, tmp_path, method):
     """Three seeds side by side give what each gives alone, to rounding, with dropout 0."""
     common = [*tiny_overrides, *without_dropout(method), f"method={method}", "lr=0.01", "epochs=4"]
@@ -39,6 +39,7 @@ def test_packed_equals_separate(tiny_overrides, tmp_path, method):
     assert not torch.allclose(together[0]["classifier.dense.weight"], together[1]["classifier.dense.weight"], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_same_command_twice_gives_equal_records(tiny_overrides, tmp_path):
     """Dropout on: two runs of one command agree in every number but the times; a third is skipped."""
     command = [*tiny_overrides, "seeds=[0,1]"]
@@ -58,13 +59,13 @@ def test_only_the_missing_seeds_run(tiny_overrides):
     assert first.read_bytes() == before
 
 
-TIGHT = ["adalora", "method.delta_t=1"]  # pruned after every step: before, at and after the interruption
+TIGHT = "adalora method.delta_t=1"  # pruned after every step: before, at and after the interruption
 
 
-@pytest.mark.parametrize("method", [*([name] for name in METHODS), TIGHT], ids=" ".join)
+@pytest.mark.parametrize("method", [*examples_first(METHODS), TIGHT])
 def test_resumed_equals_unbroken(tiny_overrides, tmp_path, monkeypatch, method):
     """Dropout on: a run that dies in its third epoch and is started again ends bit-equal to an unbroken one."""
-    command = [*tiny_overrides, f"method={method[0]}", *method[1:], "seeds=[0,1]", "epochs=4"]
+    command = [*tiny_overrides, *f"method={method}".split(), "seeds=[0,1]", "epochs=4"]
     unbroken = run_point([*command, f"results_dir={tmp_path}/whole", f"output_dir={tmp_path}/whole"])
     real = Trainer.train_round
 
@@ -87,6 +88,7 @@ def test_resumed_equals_unbroken(tiny_overrides, tmp_path, monkeypatch, method):
     assert not list((tmp_path / "outputs").rglob("checkpoint.pt"))
 
 
+@pytest.mark.slow
 def test_kill_9_in_the_middle_of_an_epoch(tiny_overrides, tmp_path):
     """A process killed at a random moment after its first checkpoint leaves nothing half-written, and resumes
     bit-equal."""
@@ -107,9 +109,10 @@ def test_kill_9_in_the_middle_of_an_epoch(tiny_overrides, tmp_path):
     assert [curves(path) for path in resumed] == [curves(path) for path in unbroken]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dropout",
-    [pytest.param(NO_DROPOUT, marks=pytest.mark.slow, id="adapters"), pytest.param(NO_DROPOUT[1:], id="others")],
+    [pytest.param(NO_DROPOUT, id="adapters"), pytest.param(NO_DROPOUT[1:], id="others")],
 )
 def test_two_processes_equal_one(tiny_overrides, tmp_path, dropout):
     """torchrun with two processes sweeps every method as one process does, short last batches included."""
@@ -135,7 +138,7 @@ def test_two_processes_equal_one(tiny_overrides, tmp_path, dropout):
             assert a["metrics"] == b["metrics"]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", examples_first(METHODS))
 def test_accumulation_changes_nothing_but_memory(tiny_overrides, tmp_path, method):
     """One batch in four micro-batches, a short last batch included, trains as the whole batch does."""
     command = [
@@ -363,9 +366,24 @@ def test_bf16_runs_and_is_recorded(tiny_overrides):
     assert record.epochs[-1]["train_loss"] < record.epochs[0]["train_loss"]
 
 
-def test_tensorboard_is_one_key(tiny_overrides, tmp_path):
-    run_point([*tiny_overrides, "tracker=tensorboard"])
-    assert list((tmp_path / "outputs").rglob("events.out.tfevents.*"))
+def test_in_tensorboard_every_seed_is_a_run_and_the_tags_are_common(tiny_overrides, tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+
+    tracked = [*tiny_overrides, "tracker=tensorboard", "seeds=[0,1]"]
+    paths = run_point(tracked) + run_point([*tracked, "method=melora", "method.n=4"])
+    runs = EventMultiplexer().AddRunsFromDirectory(str(tmp_path / "outputs" / "tensorboard")).Reload()
+    assert [(name.rpartition(" ")[0], name[-3:]) for name in sorted(runs.Runs())] == [
+        (f"adhoc/sst2 {label}", seed) for label in ("lora", "melora n=4") for seed in ("-s0", "-s1")
+    ]
+    for path, name in zip(paths, sorted(runs.Runs()), strict=True):
+        record = records.load(path)
+        assert name.endswith(f"{record.config_hash[:10]}-s{record.seed}")
+        assert set(runs.Runs()[name]["scalars"]) == {"train_loss", "penalty", "lr", "accuracy"}
+        tracked = [(event.step, event.value) for event in runs.Scalars(name, "train_loss")]
+        assert tracked == [(entry["step"], pytest.approx(entry["train_loss"])) for entry in record.epochs]
+        [settings] = runs.Tensors(name, "settings/text_summary")
+        assert b'"method.r": "8"' in settings.tensor_proto.string_val[0]
 
 
 @pytest.mark.parametrize("dropout", [[], NO_DROPOUT], ids=["with dropout", "without"])
