@@ -92,6 +92,7 @@ def test_a_papers_table_runs_its_own_recipe_on_its_own_backbone(table, paper, wh
         assert point.choices["recipe"] == f"{paper}/{task}"
         assert (point.choices["backbone"], point.choices["data"]) == ("roberta_base", "hub")
         assert (point.config.lr, point.config.epochs) == GLUE[task][:2]
+        assert point.config.bucket == 1  # random order
         assert point.config.max_train_rows is point.config.max_eval_rows is point.config.init_from is None
         dropout = 0 if point.choices["method"] == "delta_lora" else 0.05
         assert (method["alpha"], method["lora_dropout"], method["target_modules"]) == (16, dropout, ["query", "value"])
@@ -101,12 +102,13 @@ def test_a_papers_table_runs_its_own_recipe_on_its_own_backbone(table, paper, wh
 
 @pytest.mark.parametrize("table", ["melora_table3", "melora_table5"])
 def test_instruction_tuning_runs_the_papers_recipe(table):
-    """PROTOCOLS: 3e-4, 100 warm-up steps, batch 128, 3 epochs, evaluated every 200 steps, cut at 256, W_q and W_v."""
-    keys = ("warmup_steps", "batch_size", "epochs", "eval_steps", "max_length", "weight_decay", "max_steps")
+    """PROTOCOLS: 3e-4, 100 warm-up steps, batch 128, 3 epochs, evaluated every 200 steps, cut at 256, W_q and W_v, rows
+    of like length together."""
+    keys = ("warmup_steps", "batch_size", "epochs", "eval_steps", "max_length", "weight_decay", "max_steps", "bucket")
     for _, point in grid(table, whole=True):
         config = point.config
         assert point.choices["recipe"] == "melora/alpaca" and point.choices["task"] == "alpaca"
-        assert [getattr(config, key) for key in keys] == [100, 128, 3, 200, 256, 0.0, None]
+        assert [getattr(config, key) for key in keys] == [100, 128, 3, 200, 256, 0.0, None, 50]
         assert config.task["loss_on_prompt"] is True and config.task["split_seed"] == 42
         if point.choices["method"] != "full":
             assert config.lr == 3e-4
@@ -154,6 +156,7 @@ def test_recipes_hold_the_papers_numbers_and_nothing_else(paper):
             "batch_size": 128,
             "accumulation": 16,
             "max_length": 256,
+            "bucket": 50,
         }
     folder = CONFIGS / "recipe" / paper
     found = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in folder.glob("*.yaml")}

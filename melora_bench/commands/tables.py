@@ -3,21 +3,23 @@
     melora-bench tables
     melora-bench tables mplora_table2 results_dir=DIR experiment=NAME
 
-Without a name: every table of the committed results. With a name the settings are those that the sweep was given; they
-say whether it was a trial, whose records have an experiment of their own.
+Without a name: every table of the committed results. With a name the table is shown, too; the settings are those that
+the sweep was given, which say whether it was a trial, whose records have an experiment of their own.
 """
 
 from collections.abc import Callable
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from rich.console import Console
 
 from melora_bench.commands.arguments import tables_and_overrides
 from melora_bench.commands.running import command
 from melora_bench.files import options
 from melora_bench.grids.tables import load_table
 from melora_bench.grids.trials import experiment as experiment_of
-from melora_bench.results.assembled import with_numbers
-from melora_bench.results.tables import regenerate
+from melora_bench.results import terminal
+from melora_bench.results.assembled import assemble, with_numbers
+from melora_bench.results.tables import write
 
 Lines = Callable[[str, str | None, str | None, bool], list[str]]
 
@@ -48,5 +50,11 @@ def setting(key: str, overrides: list[str]) -> str | None:
 
 
 def _written(name: str, results: str | None, experiment: str | None, named: bool) -> list[str]:
-    csv, markdown, tex = regenerate(name, results, experiment)
-    return [*[markdown.read_text()] * named, f"wrote {csv}, {markdown.name} and {tex.name}"]
+    assembled = assemble(name, results, experiment)
+    csv, markdown, tex = write(assembled, name, experiment)
+    wrote = f"wrote {csv}, {markdown.name} and {tex.name}"
+    console = Console()
+    if named and console.is_terminal:
+        terminal.show(assembled, console)
+        return [wrote]
+    return [*[markdown.read_text()] * named, wrote]

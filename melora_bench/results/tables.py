@@ -19,7 +19,11 @@ def regenerate(
 
     Raises ValueError as `assemble` does, and for a table without any number; the old files then stay.
     """
-    assembled = assemble(name, results_dir, experiment)
+    return write(assemble(name, results_dir, experiment), name, experiment)
+
+
+def write(assembled: Assembled, name: str, experiment: str | None) -> tuple[Path, Path, Path]:
+    """Write the files of the table `name` as `regenerate` does."""
     if assembled.is_empty:
         raise ValueError(f"{assembled.results} has no records of {name}: run scripts/train.py table={name} first")
     texts = {"csv": csv(assembled), "md": markdown(assembled), "tex": latex(assembled)}
