@@ -27,7 +27,7 @@ def show(assembled: Assembled, console: Console) -> None:
             if line.verdict and line.verdict.kind != "not_comparable":
                 console.print(f"- {judged(line)}", markup=False)
     for verdict in audit.verdicts(assembled.table, assembled.cells) if assembled.table.audit else []:
-        console.print(f"* {verdict}", markup=False)
+        console.print("*", verdict.replace("**", ""), markup=False)
     console.print(footer(assembled)[0], markup=False, highlight=False)
 
 
