@@ -36,7 +36,9 @@ def main() -> None:
     ]
     rows: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(argparse.Namespace(**vars(options), length=None, compile=False), folder)
+        bench = Bench(
+            argparse.Namespace(**vars(options), length=None, compile=False), folder, "mrpc" if options.data else "movie"
+        )
         bench.ours(2 * options.batch, PLAIN)  # the first pass of a process is slower
         alone = [bench.ours(options.rows, PLAIN, [seed]).losses[0] for seed in range(options.alone)]
         for count in options.seeds:

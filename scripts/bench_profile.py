@@ -53,7 +53,11 @@ def main() -> None:
     cuda = torch.cuda.is_available()
     rows = (WARM_UP + 2 * STEPS) * options.batch
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(argparse.Namespace(**vars(options), rows=rows, length=None, compile=False), folder)
+        bench = Bench(
+            argparse.Namespace(**vars(options), rows=rows, length=None, compile=False),
+            folder,
+            "mrpc" if options.data else "movie",
+        )
         wall, events = measure(bench, options)
     where = DeviceType.CUDA if cuda else DeviceType.CPU
     times = {
