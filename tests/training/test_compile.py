@@ -11,6 +11,13 @@ from torch._dynamo.utils import counters
 from torch._inductor.utils import fresh_cache
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_here():
+    """Nothing that was compiled before is used, and nothing is compiled twice."""
+    with fresh_cache():
+        yield
+
+
 @pytest.fixture
 def both(tiny_overrides, tmp_path):
     """both(method): the curves of a plain run and of a compiled one."""
@@ -20,8 +27,7 @@ def both(tiny_overrides, tmp_path):
         torch._dynamo.reset()
         counters.clear()
         places = [f"results_dir={tmp_path}/compiled", f"output_dir={tmp_path}/compiled"]
-        with fresh_cache():
-            [compiled] = run_point([*command, *places, "compile=true"])
+        [compiled] = run_point([*command, *places, "compile=true"])
         [plain] = run_point(command)
         return curves(plain), curves(compiled)
 
