@@ -71,6 +71,10 @@ def test_index_leaves_out_blank_cells_and_other_tables():
     assert ("adalora", "", "rte") in cells
     assert ("adalora", "", "cola") not in cells
     assert ("lora", "n=1", "mrpc") not in cells
+    assert (
+        cells["lora", "", "mrpc"].seeds == 3
+        and published.index("melora", "2")["lora", "r=8", "average of 8"].seeds == 5
+    )
     assert published.index("mplora", "99") == {}
 
 
