@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from melora_bench.external.shapes import leaves
-from melora_bench.files import CONFIGS
+from melora_bench.files import CONFIGS, options
 from melora_bench.grids.tables import Table
 from melora_bench.records.identity import identity
 from melora_bench.records.records import RunRecord
@@ -18,28 +18,30 @@ Settings = dict[str, Any]  # by config key
 NOT_THE_PAPERS = {"accumulation", "eval_batch_size", "task.seed", "backbone.name", "backbone.seen"}
 
 
-def differing(record: RunRecord, table: Table, backbone: str, apart: set[str]) -> dict[str, str]:
-    """By config key, in words, every setting in which a record is not the paper's own run or score on that backbone.
+def differing(record: RunRecord, table: Table, apart: set[str]) -> list[str]:
+    """In words, every setting in which a record is not the paper's own run or score, on whichever backbone.
 
     The whole identity counts, but for NOT_THE_PAPERS and the keys `apart`; of the data, which copy of a hub was read.
     """
-    expected, found = _expected(record, table, backbone), dict(leaves(record.config))
+    expected, found = _expected(record, table), dict(leaves(record.config))
     if not record.choices["recipe"]:  # the score of a model that nobody trained
         found = {key: value for key, value in found.items() if not key.startswith("method.")}
     if "data.revision" in found:
         expected = expected | _values("data", "hub")
     others = {key for key in found if key.startswith("data.") and key not in expected}
-    return {
-        key: f"{key} {_short(found.get(key))} instead of {_short(expected.get(key))}"
+    return [
+        f"{key} {_short(found.get(key))} instead of {_short(expected.get(key))}"
         for key in expected | found
         if key not in NOT_THE_PAPERS | apart | others and found.get(key) != expected.get(key)
-    }
+    ]
 
 
-def _expected(record: RunRecord, table: Table, backbone: str) -> Settings:
+def _expected(record: RunRecord, table: Table) -> Settings:
+    """The settings of the paper's run, or score, on the record's backbone; on the table's, if configs/ has no such."""
     assert table.paper
-    task, trained_on = record.choices["task"], table.trained_on or record.choices["task"]
-    trained = training_settings(table.paper, trained_on, record.choices["method"], backbone)
+    method, task, backbone = (record.choices[group] for group in ("method", "task", "backbone"))
+    backbone = backbone if backbone in options("backbone") else table.backbone
+    trained = training_settings(table.paper, table.trained_on or task, method, backbone)
     if "trained_on" not in record.config:
         return trained
     asked = _values("benchmark", task, group="task") | {"task.limit": None, "task.which": "best"}

@@ -5,6 +5,7 @@ the runs of one seed on several tasks have in common.
 """
 
 import functools
+import math
 
 import numpy as np
 from scipy.special import stdtrit
@@ -15,7 +16,7 @@ DRAWS = 100_000  # of the simulation
 def margin(sd: float, seeds: int, other_seeds: float = np.inf) -> float:
     """Half the 95 % interval of a mean of `seeds` values of that sd, or of its difference to a mean of `other_seeds`
     values of the same law: t(seeds - 1, .975) * sd * sqrt(1 / seeds + 1 / other_seeds)."""
-    return float(stdtrit(seeds - 1, 0.975)) * sd * (1 / seeds + 1 / other_seeds) ** 0.5
+    return float(stdtrit(seeds - 1, 0.975)) * sd * math.sqrt(1 / seeds + 1 / other_seeds)
 
 
 @functools.cache

@@ -72,9 +72,8 @@ def obstacles_of(record: RunRecord, table: Table, row: Row) -> Obstacles:
     backbone = str(row.settings.get("backbone", table.backbone))
     backbones = sorted({record.choices["backbone"], record.model["name"]} - {backbone})
     obstacles = [Obstacle("backbone", f"backbone {name}") for name in backbones]
-    for key, text in differing(record, table, backbone, {*row.settings, *table.not_compared}).items():
-        if not (backbones and key.startswith("backbone.")):  # another backbone has other keys
-            obstacles.append(Obstacle("setting", text))
+    differences = differing(record, table, {*row.settings, *table.not_compared})
+    obstacles += [Obstacle("setting", text) for text in differences]
     for split, part in record.data.items():
         if part is None or part.get("file", split) != split:
             obstacles.append(Obstacle("split", f"{split} {'missing' if part is None else 'from ' + part['file']}"))

@@ -252,6 +252,10 @@ def test_fewer_than_three_seeds_get_no_verdict(count, expected):
         ({"epochs": 29}, "not comparable: epochs 29 instead of 30"),
         ({"max_train_rows": 100}, "not comparable: max_train_rows 100 instead of None"),
         ({"lr": 1e-3, "backbone": "minilm"}, "not comparable: backbone minilm, lr 0.001 instead of 0.0004"),
+        (
+            {"backbone": "minilm", "own_backbone": {"dropout": 0}},
+            "not comparable: backbone minilm, backbone.dropout 0 instead of None",
+        ),
     ],
 )
 def test_other_settings_than_the_papers_are_not_compared(tmp_path, change, expected):

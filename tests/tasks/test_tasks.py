@@ -206,10 +206,15 @@ def test_mnli_with_the_matched_set_alone_scores_that_one(tmp_path, tiny_roberta,
     assert found == {"accuracy_matched": 0.75, "accuracy": 0.75}
 
 
-@pytest.mark.parametrize(("metric", "there", "missing"), [
-    ("accuracy_matched", "mismatched", "matched"), ("accuracy_mismatched", "matched", "mismatched"),
-    ("accuracy", "matched", "mismatched"), ("accuracy", "mismatched", "matched"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("metric", "there", "missing"),
+    [
+        ("accuracy_matched", "mismatched", "matched"),
+        ("accuracy_mismatched", "matched", "mismatched"),
+        ("accuracy", "matched", "mismatched"),
+        ("accuracy", "mismatched", "matched"),
+    ],
+)
 def test_a_set_that_the_selecting_metric_needs_is_not_optional(metric, there, missing, tmp_path, tiny_roberta):
     """The mean over sets needs all of them, one set's metric that set."""
     mnli = dataclasses.replace(task("mnli"), metric=metric)
