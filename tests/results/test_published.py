@@ -91,3 +91,9 @@ def test_other_columns_are_refused_by_file_name(tmp_path):
     with pytest.raises(ValueError, match=r"melora\.csv must have the columns paper, table, .*, spread, "):
         published.load("melora", tmp_path)
     assert list(published.load("melora").columns) == published.COLUMNS
+
+
+def test_mplora_prints_no_parameter_count_of_adalora():
+    cells = published.load("mplora")
+    assert set(cells[cells["method"] == "adalora"]["params"]) == {""}
+    assert set(cells[(cells["method"] == "lora") & (cells["table"] == "2")]["params"]) == {"294912"}
