@@ -27,6 +27,7 @@ def record(
     seed=0,
     curve=(0.8, 0.9),
     halves=None,
+    early=0,
     experiment="mplora_table2",
     recipe=None,
     backbone="roberta_base",
@@ -38,15 +39,22 @@ def record(
     seen=(),
     own=(),
     own_data=None,
+    own_backbone=(),
     **config,
 ) -> RunRecord:
     """One seed of one run. curve: the metric per epoch; halves: (first half, second half) per epoch, by default equal
-    to the curve; `own` overrides the method's keys, `own_data` are those of the data's source, `config` overrides the
-    top-level keys of the recipe's config."""
+    to the curve; the first `early` epochs may not be chosen. `own` overrides the method's keys, `own_backbone` the
+    backbone's, `own_data` are those of the data's source, `config` overrides the top-level keys of the recipe's
+    config."""
     metric, recipe = METRIC.get(task, "accuracy"), recipe or f"mplora/{task}"
-    given = {"r": r, "n": n, "target_modules": ["query", "value"], **dict(own)}
+    like = backbone if backbone in options("backbone") else "minilm"
+    place = identity({"backbone": yaml(f"backbone/{like}")})["backbone"] | {
+        "name": backbone,
+        "seen": list(seen),
+        **dict(own_backbone),
+    }
+    given = {"r": r, "n": n, "target_modules": place["target_modules"], **dict(own)}
     own = {key: given.get(key, value) for key, value in yaml(f"method/{method}").items()}
-    place = {"name": backbone, "seen": list(seen)}
     full = yaml("train") | {"precision": "no"} | yaml(f"recipe/{recipe}")
     full |= {
         "method": own,
@@ -66,6 +74,7 @@ def record(
             "train_seconds": 2.0,
             "eval_seconds": 1.0,
             "report": {},
+            **({"selectable": False} if number <= early else {}),
         }
         for number, (value, both) in enumerate(
             zip(curve, halves or [(value, value) for value in curve], strict=True), 1

@@ -44,9 +44,13 @@ GLUE = {
     "stsb": (4e-4, 40, 128, 64, 256),
 }
 # What a paper has in common over its tasks.
-PAPERS = {"melora": {"head_lr_scale": 0.5, "weight_decay": 0.01}, "mplora": {"head_lr_scale": 1.0, "weight_decay": 0.1}}
+PAPERS = {
+    "melora": {"head_lr_scale": 0.5, "weight_decay": 0.01},
+    "mplora": {"head_lr_scale": 1.0, "weight_decay": 0.1, "no_decay": ["bias"]},
+}
 START_STEPS = {"sst2": 400, "mrpc": 10, "cola": 100, "qnli": 800, "rte": 200, "stsb": 200}  # Delta-LoRA's K
-METRICS = {"cola": "matthews", "stsb": "pearson"}
+METRICS = {"cola": "matthews", "stsb": "pearson", "mnli": "accuracy_matched"}
+ORTHOGONAL = {"rte": 0.3, "stsb": 0.3}  # AdaLoRA's official scripts; 0.1 elsewhere
 
 
 @functools.cache
@@ -94,8 +98,9 @@ def test_a_papers_table_runs_its_own_recipe_on_its_own_backbone(table, paper, wh
         assert (point.config.lr, point.config.epochs) == GLUE[task][:2]
         assert point.config.bucket == 1  # random order
         assert point.config.max_train_rows is point.config.max_eval_rows is point.config.init_from is None
-        dropout = 0 if point.choices["method"] == "delta_lora" else 0.05
+        dropout = 0 if point.choices["method"] in ("delta_lora", "dylora") else 0.05
         assert (method["alpha"], method["lora_dropout"], method["target_modules"]) == (16, dropout, ["query", "value"])
+        assert method.get("orth_weight") in (None, ORTHOGONAL.get(task, 0.1))
         assert point.config.task["metric"] == METRICS.get(task, "accuracy")
     assert grid(table, whole)[0][1].config.seeds == {"melora": [0, 1, 2, 3, 4], "mplora": [0, 1, 2]}[paper]
 
@@ -143,6 +148,8 @@ def test_recipes_hold_the_papers_numbers_and_nothing_else(paper):
             own = {"lr": lr, "epochs": epochs, "batch_size": size, "max_length": length}
             if task in START_STEPS:
                 own["per_method"] = {"delta_lora": {"start_step": START_STEPS[task]}}
+            if task in ORTHOGONAL:
+                own["per_method"]["adalora"] = {"orth_weight": ORTHOGONAL[task]}
             expected[task] = own | PAPERS[paper] | {"warmup_ratio": 0.06, "max_grad_norm": 1.0}
     if paper == "melora":
         expected["alpaca"] = {

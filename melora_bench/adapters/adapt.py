@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from melora_bench.adapters import files, peft_format
+from melora_bench.adapters import optimizer, peft_format
 from melora_bench.adapters.files import backbone_tensors, load_tensors, save_adapter, stored_account, trainable
 from melora_bench.external.fields import check_fields
 from melora_bench.external.nearest import nearest_name
@@ -91,7 +91,7 @@ class AdapterHandle:
 
     def param_groups(self, lr: float, head_lr: float | None = None) -> list[dict]:
         """Groups for a torch optimizer: the adapters as the method wants them (LoRA+ has two rates), then the head."""
-        return files.param_groups(self.model, self.method, lr, lr if head_lr is None else head_lr)
+        return optimizer.param_groups(self.model, self.method, lr, lr if head_lr is None else head_lr)
 
     def penalty(self) -> Tensor:
         """(): what the method adds to the loss; 0 for most."""

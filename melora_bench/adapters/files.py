@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -16,7 +15,6 @@ from melora_bench.external import shapes
 from melora_bench.external.shapes import count, flag, misfit, names, number, shown, text
 from melora_bench.files import options, write_atomic
 from melora_bench.methods.attach import is_below
-from melora_bench.methods.base import Method
 from melora_bench.methods.layers import HeadLinear, Replicated
 from melora_bench.records.identity import config_hash
 
@@ -60,16 +58,6 @@ def head_tensors(model: nn.Module) -> set[str]:
     """The names of the tensors of the model's new head."""
     heads = [(prefix, module) for prefix, module in model.named_modules() if isinstance(module, HeadLinear)]
     return {f"{prefix}.{name}" for prefix, module in heads for name in module.own_tensors()}
-
-
-def param_groups(model: nn.Module, method: Method, lr: float, head_lr: float) -> list[dict[str, Any]]:
-    """Groups for a torch optimizer, none of them empty:
-    the adapters as the method wants them (LoRA+ has two rates), then the head."""
-    params, in_head = trainable(model), head_tensors(model)
-    adapters = {name: value for name, value in params.items() if name not in in_head}
-    heads = [value for name, value in params.items() if name in in_head]
-    groups = [*method.param_groups(adapters, lr), {"params": heads, "lr": head_lr}]
-    return [group for group in groups if group["params"]]
 
 
 def backbone_tensors(model: nn.Module, adapted: Iterable[str]) -> set[str]:

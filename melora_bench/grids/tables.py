@@ -93,6 +93,9 @@ class Table:
     average: str | None = None
     # The backbone of the published numbers: an option of configs/backbone.
     backbone: str = "roberta_base"
+    # Keys in which a run may differ from the paper's and yet be held against it, such as `precision`, with the reason.
+    # Every other key of a run's identity counts.
+    not_compared: dict[str, str] = field(default_factory=dict)
     # The task on which the models are trained before they are scored on `tasks`; null: each column has runs of its own.
     trained_on: str | None = None
     # By task, the task from whose adapters its runs start; read by `init_from: ${table.init_from.${task.name}}`.

@@ -47,15 +47,15 @@ class AdaLoRA(Method):
     """loss = task loss + orth_weight * mean over all P and Q of ||P^T P - I||_F.
 
     Every entry has a score: the running mean of |w grad| times the running mean of its deviation from that; a triplet's
-    is E's plus the means of P's column and Q's row. The budget of triplets over all layers falls from init_r to
-    target_r per layer by a cubic between the first and the last pruning; every `delta_t` steps the lowest have their E
-    set to 0. They may grow again until the last pruning, which holds to the end. All of it is each replica's own.
+    is E's plus the means of P's column and Q's row. Each replica's budget of triplets over all layers falls from init_r
+    to target_r per layer by a cubic; every `delta_t` steps, counted from 0, the lowest have their E set to 0, and may
+    grow again until the cubic's end, after which every step sets the same lowest to 0.
 
     Parameters: init_r * (d_in + d_out + 1)
     Rank: init_r
     Cost: init_r * (d_in + d_out)
-    Departures: none known; the schedule is given as shares of all steps.
-    Tested against: stock PEFT, 24 AdamW steps with pruning.
+    Departures: the schedule is given as shares of all steps; the official code gives steps per task.
+    Tested against: the official algorithm as a literal loop and stock PEFT, 24 AdamW steps with pruning each.
     """
 
     init_r: int
@@ -70,7 +70,6 @@ class AdaLoRA(Method):
     delta_t: int
     means: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     spreads: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
-    pruned: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)  # (R, r) by layer
 
     def __post_init__(self) -> None:
         require_positive(**{f"method.{key}": getattr(self, key) for key in ("init_r", "target_r", "alpha", "delta_t")})
@@ -87,6 +86,11 @@ class AdaLoRA(Method):
                 f"AdaLoRA would never prune: no multiple of method.delta_t={self.delta_t} lies between the "
                 f"steps {self.first} and {self.last} of {total_steps}; lower delta_t or train longer"
             )
+        if self.last + 1 >= total_steps:
+            raise ValueError(
+                f"AdaLoRA would never reach its budget in {total_steps} steps: raise method.final_warmup="
+                f"{self.final_warmup} or train longer"
+            )
         super().attach(model, head, seeds, total_steps)
 
     def penalty(self) -> Tensor:
@@ -95,26 +99,25 @@ class AdaLoRA(Method):
 
     @torch.no_grad()
     def after_optimizer_step(self, step: int, optimizer: Optimizer) -> None:
-        # fp16 may skip the last pruning: each step from it on prunes by the same scores
-        now = min(step + 1, self.last)
-        if now < self.last:
+        if step < self.last:
             self._measure()
-        if now == self.last or (self.first < now < self.last and now % self.delta_t == 0):
-            left = 1 - (now - self.first) / (self.last - self.first)
-            budget = self.target_r + (self.init_r - self.target_r) * left**3  # triplets per layer
-            self.pruned = self._lowest(int(budget * len(self.layers)))
-        elif now < self.last:
-            self.pruned = {}  # between prunings they may grow again
-        layers = self.layers_of(AdaLoRALayer)
-        for name, mask in self.pruned.items():
-            layers[name].E.masked_fill_(mask, 0.0)
+        if step > self.last or (step > self.first and step % self.delta_t == 0):
+            left, layers = max(0.0, 1 - (step - self.first) / (self.last - self.first)), self.layers_of(AdaLoRALayer)
+            budget = self.target_r * len(layers) + (self.init_r - self.target_r) * len(layers) * left**3
+            for name, mask in self._lowest(int(budget)).items():
+                layers[name].E.masked_fill_(mask, 0.0)
+
+    @property
+    def selectable_from(self) -> int:
+        # The step after the schedule's last is the first that is sure to leave no more than the budget.
+        return self.last + 2
 
     def report(self, replica: int) -> dict[str, Any]:
         layers = self.layers_of(AdaLoRALayer)
         return {"ranks": {name: int(layer.E[replica].count_nonzero()) for name, layer in layers.items()}}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"means": self.means, "spreads": self.spreads, "pruned": self.pruned}
+        return {"means": self.means, "spreads": self.spreads}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         device = next(iter(self.layers_of(AdaLoRALayer).values())).E.device

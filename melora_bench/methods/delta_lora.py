@@ -11,11 +11,12 @@ from melora_bench.methods.lora import LoRA, LoRALayer
 
 
 class DeltaLoRALayer(LoRALayer):
-    """h = W_t x + s B A x, where from step K on W moves with B A: W_{t+1} = W_t + lambda s (B' A' - B A).
+    """h = W_t x + s B A x, where in each step t > K W moves with B A: W_{t+1} = W_t + lambda s (B' A' - B A).
 
-    The sum telescopes, W_t - W = lambda s (B A - B_K A_K), and so it is computed: A and B of step K are kept, W never
-    changes, and no gradient reaches A and B through the moved part. A, A_K (R, r, d_in); B, B_K (R, d_out, r);
-    `moved` (R,) is 0 until step K, then lambda. The update is of rank <= 2r, not of the high rank that the paper says.
+    The sum telescopes, W_t - W = lambda s (B A - B_K A_K), and so it is computed: A_K and B_K are kept as they are
+    before the first move, W never changes, and no gradient reaches A and B through the moved part. A, A_K (R, r, d_in);
+    B, B_K (R, d_out, r); `moved` (R,) is 0 until then, lambda after. The update is of rank <= 2r, not of the high rank
+    that the paper says.
     """
 
     A_K: Tensor
@@ -29,7 +30,7 @@ class DeltaLoRALayer(LoRALayer):
         self.register_buffer("moved", torch.zeros(replicas))
 
     def start(self, lambda_: float) -> None:
-        """W moves from here on; where it moved already, in the run that this one began from, it goes on as before."""
+        """W moves from this step on; where it moved already, in the run that this one began from, it just goes on."""
         fresh = self.moved[:, None, None] == 0
         self.A_K.copy_(torch.where(fresh, self.A.detach(), self.A_K))
         self.B_K.copy_(torch.where(fresh, self.B.detach(), self.B_K))
@@ -49,7 +50,9 @@ class DeltaLoRALayer(LoRALayer):
 
 @dataclass(kw_only=True)
 class DeltaLoRA(LoRA):
-    """No dropout on the low-rank path, as the paper demands: with it, the delta would not be that of B A.
+    """Steps count from 0, as in the paper's Algorithm 1: step K + 1 is the first whose change of B A moves W.
+
+    No dropout on the low-rank path, as the paper demands: with it, the delta would not be that of B A.
 
     Parameters: r * (d_in + d_out)
     Rank: 2 * r
@@ -78,17 +81,22 @@ class DeltaLoRA(LoRA):
 
     def attach(self, model: nn.Module, head: str | list[str], seeds: list[int], total_steps: int) -> None:
         self.start_at = math.ceil(self.warmup_ratio * total_steps) if self.start_step is None else self.start_step
-        if self.start_at >= total_steps:
+        if self.start_at + 1 >= total_steps:
             raise ValueError(
-                f"method.start_step={self.start_at} leaves W still in all {total_steps} steps: start earlier or train "
-                "longer"
+                f"method.start_step={self.start_at} leaves W still in all {total_steps} steps: W moves in the steps "
+                "after it; start earlier or train longer"
             )
         super().attach(model, head, seeds, total_steps)
 
     def before_forward(self, step: int) -> None:
-        if step == self.start_at:
+        if step == self.start_at + 1:
             for layer in self.layers_of(DeltaLoRALayer).values():
                 layer.start(self.delta_ratio)
+
+    @property
+    def selectable_from(self) -> int:
+        # W has moved once.
+        return self.start_at + 2
 
     def report(self, replica: int) -> dict[str, Any]:
         return {"start_step": self.start_at}

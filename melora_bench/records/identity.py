@@ -8,7 +8,7 @@ from melora_bench.files import sha256_json
 
 # What a run's identity leaves out: seeds, the place of files, what does not change numbers, and what `method` repeats.
 # Later keys: while null, older runs are the same runs.
-UNLESS_SET = {"max_steps", "eval_steps", "warmup_steps", "pooling"}
+UNLESS_SET = {"max_steps", "eval_steps", "warmup_steps", "no_decay", "pooling"}
 NOT_IDENTITY = {"seeds", "experiment", "table", "per_method", "_target_"}
 NOT_IDENTITY |= {"results_dir", "output_dir", "tracker", "shard", "compile", "layout"}
 PATHS = {("data", "root"), ("backbone", "path")}

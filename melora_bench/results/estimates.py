@@ -78,8 +78,8 @@ def scores(runs: Runs, kind: Kind) -> tuple[Scores, str]:
 class Certainty:
     """How certain an average over tasks and seeds is, as texts: blank where the seeds are too few to say."""
 
-    interval: str  # 95 %, stratified bootstrap
-    beats_lora: str  # share of tasks and seeds at which the average is above LoRA's, and its 95 % interval
+    interval: str  # 95 %, of Student's t
+    beats_lora: str  # share of tasks and seeds at which the score is above LoRA's
 
 
 def certainty(tasks: list[Scores], lora: list[Scores] | None) -> dict[str, Certainty]:
@@ -91,19 +91,17 @@ def certainty(tasks: list[Scores], lora: list[Scores] | None) -> dict[str, Certa
     certain = {}
     for name in ESTIMATES:
         values = _matrix(tasks, name, _seeds(tasks))
-        low, high = stats.average_interval(values)
-        interval = f"{low:.2f} to {high:.2f}" if values.shape[1] > 1 else ""
+        interval = "{:.2f} to {:.2f}".format(*stats.average_interval(values)) if values.shape[1] > 1 else ""
         certain[name] = Certainty(interval, _beats(tasks, lora, name) if lora else "")
     return certain
 
 
 def _beats(tasks: list[Scores], lora: list[Scores], estimate: str) -> str:
-    """The share of tasks and seeds at which `tasks` is above `lora`, and its interval; blank below two seeds."""
+    """The share of tasks and seeds at which `tasks` is above `lora`; blank below two seeds."""
     seeds = _seeds([*tasks, *lora])
     if len(seeds) < 2:
         return ""
-    share, low, high = stats.improvement(_matrix(tasks, estimate, seeds), _matrix(lora, estimate, seeds))
-    return f"{share:.2f} ({low:.2f} to {high:.2f})"
+    return f"{stats.improvement(_matrix(tasks, estimate, seeds), _matrix(lora, estimate, seeds)):.2f}"
 
 
 def average(tasks: list[Scores]) -> Scores:

@@ -20,6 +20,7 @@ class Cell:
     text: str
     backbone: str
     source: str
+    seeds: int | None = None  # that the number is a mean over; None: not known
 
     @property
     def value(self) -> float:
@@ -53,7 +54,8 @@ def index(paper: str, number: str) -> Printed:
     cells = load(paper)
     cells = cells[(cells["table"] == number) & (cells["value"] != "")]
     keys = zip(cells["method"], cells["variant"], cells["task"], strict=True)
-    values = zip(cells["value"], cells["backbone"], cells["source"], strict=True)
+    seeds = [int(text) if text else None for text in cells["seeds"]]
+    values = zip(cells["value"], cells["backbone"], cells["source"], seeds, strict=True)
     return {key: Cell(*value) for key, value in zip(keys, values, strict=True)}
 
 

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+from omegaconf import OmegaConf
+
+from melora_bench.files import CONFIGS, options
 from melora_bench.grids.tables import Table
 from melora_bench.results.cells import Cells
 from melora_bench.results.estimates import ESTIMATES, any_record
@@ -51,13 +54,16 @@ class Section:
 
     @property
     def seen_tasks(self) -> set[str]:
-        """The tasks whose texts the backbone's training saw."""
+        """The tasks whose texts the backbone's training saw, as its records or, where they knew less, its YAML say."""
         first = {key.task: any_record(runs) for key, runs in self.cells.items()}
-        return {task for task, record in first.items() if record and task in record.config["backbone"]["seen"]}
+        seen = {task for task, record in first.items() if record and task in record.config["backbone"]["seen"]}
+        if self.backbone in options("backbone"):
+            seen |= {*OmegaConf.load(CONFIGS / "backbone" / f"{self.backbone}.yaml").seen} & first.keys()
+        return seen
 
     @property
     def seen_note(self) -> str:
-        return f"† the training of {self.backbone} saw texts of these tasks."
+        return f"† the training of {self.backbone} saw texts of these tasks, or likely did."
 
     def block(self, estimate: str) -> tuple[list[str], list[PrintedLine]]:
         """(column names, lines) of one estimate. Published numbers stand under the estimate that the papers use.
@@ -67,7 +73,7 @@ class Section:
         """
         table, seen = self.table, self.seen_tasks
         speed = ["rows/s"] if table.speed else []
-        certain = ["bootstrap 95 %", f"beats {table.rival}"] if any(line.certainty for line in self.lines) else []
+        certain = ["95 %", f"beats {table.rival}"] if any(line.certainty for line in self.lines) else []
         names = [f"{name} †" if name in seen else name for name in table.columns]
         printed = []
         for label in dict.fromkeys(line.label for line in self.lines):

@@ -1,19 +1,16 @@
 """Whether ours agrees with the published number, and what keeps a record from being held against it."""
 
 import dataclasses
-import functools
 import itertools
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from omegaconf import OmegaConf
-
-from melora_bench.files import CONFIGS, options
 from melora_bench.grids.tables import Row, Table
 from melora_bench.records.records import RunRecord
-from melora_bench.results.cells import lookup
 from melora_bench.results.estimates import Score
 from melora_bench.results.published import Cell
+from melora_bench.results.reference import differing
+from melora_bench.results.stats import margin
 
 WORDS = {"agrees": "agrees", "differs": "differs", "too_few_seeds": "too few seeds", "not_comparable": "not comparable"}
 
@@ -43,13 +40,14 @@ class Verdict:
 
 
 def judge(score: Score, cell: Cell, obstacles: Obstacles = ()) -> Verdict:
-    """The verdict on a score in percent. It agrees if |difference| <= 2 sd / sqrt(seeds) + half a printed unit."""
+    """The verdict on a score in percent. It agrees if the difference is within `stats.margin` and half a printed unit.
+    A paper whose seeds are not known has as many as we."""
     if obstacles:
         return Verdict("not_comparable", obstacles)
     count = len(score.values)
     if count < 3 or score.sd is None:
         return Verdict("too_few_seeds")
-    agrees = abs(score.mean - cell.value) <= 2 * score.sd / count**0.5 + cell.half_unit
+    agrees = abs(score.mean - cell.value) <= margin(score.sd, count, cell.seeds or count) + cell.half_unit
     return Verdict("agrees" if agrees else "differs")
 
 
@@ -67,50 +65,18 @@ def on_task(task: str, obstacles: Obstacles) -> Obstacles:
 
 
 def obstacles_of(record: RunRecord, table: Table, row: Row) -> Obstacles:
-    """Why a record of a row cannot be held against the paper; empty: nothing. What the row sets is the paper's."""
+    """Why a record of a row cannot be held against the paper: another backbone, other data, or a setting other than the
+    paper's; empty: nothing. What the row sets is the paper's, and the table's `not_compared` is set apart."""
     if not table.paper:
         return ()
-    task = table.trained_on or record.choices["task"]
-    expected = dict(_settings(table.paper, task, record.choices["method"]) if record.choices["recipe"] else {})
-    expected |= _of_task("task", record.choices["task"])
-    if "trained_on" in record.config:  # a score
-        expected |= {"task.limit": None, "task.which": "best"}
-    if record.config.get("trained_on"):
-        expected |= _of_task("trained_on", task)
-    backbones = sorted({record.choices["backbone"], record.model["name"]} - {table.backbone})
+    backbone = str(row.settings.get("backbone", table.backbone))
+    backbones = sorted({record.choices["backbone"], record.model["name"]} - {backbone})
     obstacles = [Obstacle("backbone", f"backbone {name}") for name in backbones]
-    obstacles += [
-        Obstacle("setting", f"{key} {value} instead of {wanted}")
-        for key, wanted in expected.items()
-        if key not in row.settings and (value := lookup(record, key)) != wanted
-    ]
+    differences = differing(record, table, {*row.settings, *table.not_compared})
+    obstacles += [Obstacle("setting", text) for text in differences]
     for split, part in record.data.items():
         if part is None or part.get("file", split) != split:
             obstacles.append(Obstacle("split", f"{split} {'missing' if part is None else 'from ' + part['file']}"))
         elif part.get("label", "").startswith("local "):
             obstacles.append(Obstacle("data", part["label"]))
     return tuple(obstacles)
-
-
-@functools.cache
-def _settings(paper: str, task: str, method: str) -> dict[str, Any]:
-    """The paper's settings by config key: its recipe, the method's YAML, and what it leaves alone."""
-    recipe = OmegaConf.load(CONFIGS / "recipe" / paper / f"{task}.yaml")
-    values: Any = OmegaConf.load(CONFIGS / "method" / f"{method}.yaml")
-    for key in ("_target_", "version", "target_modules"):
-        del values[key]
-    merged: Any = OmegaConf.to_container(OmegaConf.merge(recipe, {"method": values}), resolve=True)
-    merged.pop("per_method", None)  # the method's values have taken it up
-    merged.pop("accumulation", None)  # changes nothing but memory
-    of_method = {f"method.{key}": value for key, value in merged.pop("method").items()}
-    untouched = {"init_from": None, "max_train_rows": None, "max_eval_rows": None, "backbone.dropout": None}
-    return {**merged, **of_method, **untouched}
-
-
-@functools.cache
-def _of_task(group: str, task: str) -> dict[str, Any]:
-    """A task's own settings by config key, without those that say which copy of its data is read."""
-    kind = "benchmark" if task in options("benchmark") else "task"
-    values: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / kind / f"{task}.yaml"))
-    left_out = ("_target_", "version", "repo", "revision")
-    return {f"{group}.{key}": value for key, value in values.items() if key not in left_out}

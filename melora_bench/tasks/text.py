@@ -29,7 +29,8 @@ class TextTask:
     metric: str  # the score that selects and is reported
     metrics: list[str]  # all that are recorded, `metric` among them
     train_split: str
-    eval_splits: list[str]  # with several, `metric` is their mean
+    # With several, `metric` is their mean, or that of one set: accuracy_matched of validation_matched.
+    eval_splits: list[str]
     splits: dict[str, Split] = field(default_factory=dict, init=False, repr=False)
 
     def load(
@@ -37,17 +38,19 @@ class TextTask:
     ) -> dict:
         """Read and tokenise every split; returns what the record says of each: {split: {rows, sha256, ...} or None}.
 
-        One of several evaluation splits may be missing, which is logged. Raises ValueError for bad files or labels.
+        An evaluation split that `metric` does not need may be missing, which is logged. Raises ValueError for bad files
+        or labels.
         """
         metrics.check(self.metrics)
-        if self.metric not in self.metrics:
+        needed = {split for split in self.eval_splits if self.metric in self._metrics_of(split)}
+        if not needed:
             raise ValueError(f"task.metric={self.metric!r} must be one of task.metrics={self.metrics}")
         origins = {}
         for split in (self.train_split, *self.eval_splits):
             training = split == self.train_split
             limit = max_train_rows if training else max_eval_rows
-            last_hope = split == self.eval_splits[-1] and len(self.splits) < 2
-            rows = load_rows(source, self.name, split, self.text, limit, optional=not training and not last_hope)
+            optional = not training and split not in needed
+            rows = load_rows(source, self.name, split, self.text, limit, optional=optional)
             origins[split] = rows and rows.origin
             if rows is None:
                 log.warning("%s: the %s set is missing: it is not scored and not part of the mean", self.name, split)
@@ -96,11 +99,15 @@ class TextTask:
                 chosen = halves(labels) == half
                 values, labels = values[chosen], labels[chosen]
             predictions = values[:, 0] if self.num_labels == 1 else values.argmax(1)
-            suffix = name.removeprefix("validation")
-            scores |= {key + suffix: value for key, value in metrics.compute(self.metrics, predictions, labels).items()}
+            values_of = metrics.compute(self.metrics, predictions, labels)
+            scores |= {key + _suffix(name): value for key, value in values_of.items()}
         for key in self.metrics if len(self.eval_splits) > 1 else []:
             scores[key] = float(np.mean([value for name, value in scores.items() if name.startswith(f"{key}_")]))
         return {key: round(value, 6) for key, value in scores.items()}
+
+    def _metrics_of(self, split: str) -> list[str]:
+        """The metrics that cannot be computed without an evaluation split: its own, and the means over all splits."""
+        return [*self.metrics, *(key + _suffix(split) for key in self.metrics)]
 
     def _check_labels(self, labels: np.ndarray, split: str) -> None:
         low, high = self.label_range
@@ -113,6 +120,11 @@ class TextTask:
                 f"{self.name}: label {labels[row]:g} in row {row} of the {split} split is outside {low:g} to {high:g}: "
                 "is this a labelled split in the hub's label order?"
             )
+
+
+def _suffix(split: str) -> str:
+    """What the names of metrics on one of several evaluation splits end in."""
+    return split.removeprefix("validation")
 
 
 def halves(labels: np.ndarray) -> np.ndarray:

@@ -75,7 +75,7 @@ def build(point: Point, seeds: list[int]) -> Parts:
     params = counts(model)
     if config.shard:
         shard_backbone(model, accelerator)
-    keys = ("lr", "head_lr_scale", "weight_decay", "max_grad_norm", "eval_batch_size")
+    keys = ("lr", "head_lr_scale", "weight_decay", "no_decay", "max_grad_norm", "eval_batch_size")
     trainer = Trainer(
         accelerator=accelerator,
         model=model,

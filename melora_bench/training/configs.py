@@ -40,6 +40,15 @@ WarmupSteps = Annotated[
         lambda steps: steps is None or (type(steps) is int and steps >= 0),
     ),
 ]
+Endings = Annotated[
+    list[str] | None,
+    Rule(
+        "a list of endings of names, such as [bias], or null",
+        lambda endings: (
+            endings is None or (isinstance(endings, list) and endings and all(isinstance(one, str) for one in endings))
+        ),
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +66,7 @@ class RunConfig:
     lr: Positive
     head_lr_scale: NonNegative
     weight_decay: NonNegative
+    no_decay: Endings
     warmup_ratio: Share
     warmup_steps: WarmupSteps
     max_grad_norm: Positive

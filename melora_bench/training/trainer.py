@@ -14,7 +14,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
 
-from melora_bench.adapters.files import param_groups, trainable
+from melora_bench.adapters.files import trainable
+from melora_bench.adapters.optimizer import param_groups
 from melora_bench.methods.base import Method
 from melora_bench.seeding import derive
 from melora_bench.tasks.base import Task
@@ -45,6 +46,7 @@ class Trainer:
     lr: float
     head_lr_scale: float
     weight_decay: float
+    no_decay: list[str] | None  # endings of the names of tensors without weight decay
     max_grad_norm: float
     eval_batch_size: int
     step: int = 0  # finished optimizer steps
@@ -52,11 +54,10 @@ class Trainer:
     history: list[list[dict]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.seeds = self.batches.seeds
-        self.replicas = len(self.seeds)
+        self.seeds, self.replicas = self.batches.seeds, len(self.batches.seeds)
         self.history = [[] for _ in self.seeds]
         params = list(trainable(self.model).values())
-        groups = param_groups(self.model, self.method, self.lr, self.lr * self.head_lr_scale)
+        groups = param_groups(self.model, self.method, self.lr, self.lr * self.head_lr_scale, self.no_decay or ())
         # A fused optimizer hides from accelerate the steps that fp16's loss scaling skips.
         optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=self.accelerator.scaler is None)
         self.decay = get_linear_schedule_with_warmup(optimizer, self.schedule.warmup, self.schedule.total)
@@ -132,9 +133,8 @@ class Trainer:
         times = {"train_seconds": round(trained - start, 3), "eval_seconds": round(time.perf_counter() - trained, 3)}
         if self.finished:
             self.method.after_training(self.evaluate)
-        entry = {"epoch": self.epoch, "step": self.step, "lr": self.rate}
-        if self.step < self.method.selectable_from and not self.finished:
-            entry["selectable"] = False
+        early = self.step < self.method.selectable_from and not self.finished
+        entry = {"epoch": self.epoch, "step": self.step, "lr": self.rate, **({"selectable": False} if early else {})}
         for k, (loss, penalty) in enumerate(losses):
             scored = scores[k]
             if scored is None:

@@ -31,6 +31,12 @@ def test_start_equals_the_base_model(tiny_roberta, name):
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_the_last_evaluation_may_be_chosen(tiny_roberta, name):
+    """The run that `build` prepares has 100 steps."""
+    assert 0 <= build(tiny_roberta, name)[1].selectable_from <= 100
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_only_adapters_and_head_are_trained(tiny_roberta, name):
     """Gradients reach every trained tensor of every replica, and a training step changes nothing else."""
     model, method = build(tiny_roberta, name)

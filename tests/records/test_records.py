@@ -176,6 +176,12 @@ def test_best_epoch_is_the_first_of_equals(curve, epoch):
     assert records.best_epoch(record(task="cola", curve=curve))["epoch"] == epoch
 
 
+@pytest.mark.parametrize(("early", "epoch"), [(0, 1), (1, 3), (2, 3)])
+def test_the_best_epoch_is_one_that_may_be_chosen(early, epoch, tmp_path):
+    made = record(curve=(0.9, 0.7, 0.8), early=early)
+    assert records.best_epoch(records.load(made.save(tmp_path)))["epoch"] == epoch
+
+
 def test_keys_that_are_numbers_survive(tmp_path):
     """JSON makes text of them, which sorts differently from ten on: the record still matches its own digest."""
     one = record()

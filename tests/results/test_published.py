@@ -71,6 +71,10 @@ def test_index_leaves_out_blank_cells_and_other_tables():
     assert ("adalora", "", "rte") in cells
     assert ("adalora", "", "cola") not in cells
     assert ("lora", "n=1", "mrpc") not in cells
+    assert (
+        cells["lora", "", "mrpc"].seeds == 3
+        and published.index("melora", "2")["lora", "r=8", "average of 8"].seeds == 5
+    )
     assert published.index("mplora", "99") == {}
 
 
@@ -87,3 +91,9 @@ def test_other_columns_are_refused_by_file_name(tmp_path):
     with pytest.raises(ValueError, match=r"melora\.csv must have the columns paper, table, .*, spread, "):
         published.load("melora", tmp_path)
     assert list(published.load("melora").columns) == published.COLUMNS
+
+
+def test_mplora_prints_no_parameter_count_of_adalora():
+    cells = published.load("mplora")
+    assert set(cells[cells["method"] == "adalora"]["params"]) == {""}
+    assert set(cells[(cells["method"] == "lora") & (cells["table"] == "2")]["params"]) == {"294912"}

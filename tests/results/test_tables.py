@@ -11,17 +11,22 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from synthetic import record
+from omegaconf import OmegaConf
+from synthetic import record, yaml
 
+from melora_bench.external.shapes import leaves
 from melora_bench.files import ROOT
 from melora_bench.grids.tables import Row, Table, load_table
-from melora_bench.records.identity import config_hash
-from melora_bench.results.assembled import with_numbers
+from melora_bench.records.identity import config_hash, identity
+from melora_bench.results.assembled import assemble, with_numbers
 from melora_bench.results.cells import collect
 from melora_bench.results.estimates import Score, scores
+from melora_bench.results.markdown import footer
 from melora_bench.results.published import Cell
+from melora_bench.results.reference import training_settings
 from melora_bench.results.tables import regenerate
-from melora_bench.results.verdicts import Obstacle, Verdict, _settings, in_words, judge, obstacles_of
+from melora_bench.results.verdicts import Obstacle, Verdict, in_words, judge, obstacles_of
+from melora_bench.training.configs import compose_run
 
 GOLDEN = ROOT / "tests" / "data" / "tables"
 TASKS = ["mrpc", "cola", "sst2", "stsb", "qnli", "rte"]
@@ -143,6 +148,17 @@ def test_the_estimates_of_a_single_setting():
     assert found["best"].sd is None
 
 
+def test_no_estimate_uses_an_epoch_that_may_not_be_chosen():
+    """Epochs 1 and 2 of 4 may not: halves a and b are then best at epochs 4 and 3."""
+    halves = [(0.9, 0.9), (0.9, 0.9), (0.4, 0.6), (0.5, 0.3)]
+    found, _ = scores({"": {0: record(curve=(0.9, 0.9, 0.5, 0.4), halves=halves, early=2)}}, "single")
+    assert {name: score.mean for name, score in found.items()} == {
+        "best": pytest.approx(50),
+        "last": pytest.approx(40),
+        "split": pytest.approx((30 + 40) / 2),
+    }
+
+
 def two_values() -> dict:
     curves = {
         ("2", 0): ((0.9, 0.5), [(0.9, 0.3), (0.4, 0.6)]),
@@ -191,21 +207,30 @@ def test_the_first_of_equal_values_is_picked(order, chosen):
 
 
 @pytest.mark.parametrize(
-    ("text", "shift", "expected"),
+    ("text", "seeds", "expected"),
     [
-        ("51", 0.0, "agrees"),  # sd 0.5, 4 seeds: 2 sd / sqrt 4 + half a unit = 1, exactly the difference
-        ("49", 0.0, "agrees"),
-        ("51", -1 / 64, "differs"),
-        ("49", 1 / 64, "differs"),
-        ("50.5", 0.0, "agrees"),  # limit 0.55
-        ("50.6", 0.0, "differs"),
-        ("51.0", 0.0, "differs"),  # a digit more: half a unit is 0.05, not 0.5
+        # sd 0.5, 4 seeds, t(3, .975) = 3.1824: the margin is 1.5912 sqrt(1/4 + 1/m), 1.1252 at m = 4, 1.0674 at m = 5.
+        ("51", 4, "agrees"),
+        ("52", 4, "differs"),
+        ("48", 4, "differs"),
+        ("49", 4, "agrees"),
+        ("51.1", 4, "agrees"),
+        ("51.2", 4, "differs"),
+        ("48.9", 4, "agrees"),
+        ("48.8", 4, "differs"),
+        ("51.13", 4, "agrees"),
+        ("51.14", 4, "differs"),
+        # Not known: as many as ours.
+        ("51.13", None, "agrees"),
+        ("51.14", None, "differs"),
+        ("51.07", 5, "agrees"),
+        ("51.08", 5, "differs"),
     ],
 )
-def test_the_verdict_turns_at_twice_the_standard_error_and_half_a_unit(text, shift, expected):
-    score = Score(dict(enumerate(value + shift for value in (50.75, 49.75, 49.75, 49.75))))
-    assert (score.mean - shift, score.sd) == (50.0, 0.5)
-    assert str(judge(score, Cell(text, "roberta-base", "source"))) == expected
+def test_the_verdict_turns_at_the_t_interval_of_the_difference_and_half_a_unit(text, seeds, expected):
+    score = Score(dict(enumerate((50.75, 49.75, 49.75, 49.75))))
+    assert (score.mean, score.sd) == (50.0, 0.5)
+    assert str(judge(score, Cell(text, "roberta-base", "source", seeds))) == expected
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, "too few seeds"), (2, "too few seeds"), (3, "agrees")])
@@ -227,6 +252,10 @@ def test_fewer_than_three_seeds_get_no_verdict(count, expected):
         ({"epochs": 29}, "not comparable: epochs 29 instead of 30"),
         ({"max_train_rows": 100}, "not comparable: max_train_rows 100 instead of None"),
         ({"lr": 1e-3, "backbone": "minilm"}, "not comparable: backbone minilm, lr 0.001 instead of 0.0004"),
+        (
+            {"backbone": "minilm", "own_backbone": {"dropout": 0}},
+            "not comparable: backbone minilm, backbone.dropout 0 instead of None",
+        ),
     ],
 )
 def test_other_settings_than_the_papers_are_not_compared(tmp_path, change, expected):
@@ -235,12 +264,18 @@ def test_other_settings_than_the_papers_are_not_compared(tmp_path, change, expec
     assert (line["published"], line["difference"], line["verdict"]) == ("87.09", "+0.00", expected)
 
 
-def score(task: str, label: str, **changed):
-    """A score of the untrained backbone as the paper has it, but for `changed` settings of the task."""
-    asked = {"limit": None, "which": "best", **changed}
-    found = record(method="head", task=task, recipe="melora/alpaca", backbone="llama2_7b", trained_on=None)
+def score(task: str, label: str, trained: dict | None = None, **changed):
+    """A score as the paper has it, but for `changed` settings of the task: of the untrained backbone, or of LoRA with
+    `trained` for some keys of its training."""
+    asked = {"limit": None, "seed": 0, "which": "best", **changed}
+    method, own = ("head", {}) if trained is None else ("lora", trained)
+    found = record(method=method, task=task, recipe="melora/alpaca", backbone="llama2_7b", **own)
     data = {"test": {"rows": 9, "sha256": ["b" * 64], "label": label}}
     config = found.config | {"task": found.config["task"] | asked}
+    if trained is not None:
+        return dataclasses.replace(found, config=config | {"trained_on": yaml("task/alpaca")}, data=data)
+    config = {key: config[key] for key in ("backbone", "task", "precision")}
+    config |= {"method": {"version": 1}, "trained_on": None}
     return dataclasses.replace(found, config=config, choices=found.choices | {"recipe": None}, data=data)
 
 
@@ -270,7 +305,7 @@ def test_a_row_is_compared_with_a_row_below_it(tmp_path):
         }
         saved(tmp_path, record(method=method, task=task, seed=seed, **shape))
     found = lines(tmp_path, "small_glue")
-    assert found["head only", "average of 4"]["best_beats_lora"] == "0.00 (0.00 to 0.00)"
+    assert found["head only", "average of 4"]["best_beats_lora"] == "0.00"
     assert found["LoRA r=8", "average of 4"]["best_beats_lora"] == ""
 
 
@@ -282,7 +317,7 @@ def test_equal_ranks_are_compared_with_each_other(tmp_path):
         shape = {"recipe": f"melora/{task}", "experiment": "melora_table4", "curve": (top,)}
         saved(tmp_path, record(method=method, r=r, n=n, task=task, seed=seed, **shape))
     found = lines(tmp_path, "melora_table4")
-    assert found["MELoRA equivalent rank 8 n=2", "average of 8"]["best_beats_lora"] == "1.00 (1.00 to 1.00)"
+    assert found["MELoRA equivalent rank 8 n=2", "average of 8"]["best_beats_lora"] == "1.00"
     assert found["LoRA r=8", "average of 8"]["best_beats_lora"] == ""
     assert "| beats its LoRA |" in (tmp_path / "tables" / "melora_table4.md").read_text()
 
@@ -357,9 +392,10 @@ def test_a_value_stands_alone_until_the_others_are_there(tmp_path):
 def test_what_one_row_sets_is_the_papers_own_in_the_others():
     """Full fine-tuning has a learning rate of its own in this table; LoRA has not."""
     table = load_table("melora_table3")
-    other = record(task="mmlu", recipe="melora/alpaca", backbone="llama2_7b", lr=1e-3)
+    other = score("mmlu", "MMLU", {"lr": 1e-3})
     [full, lora] = [next(row for row in table.rows if row.label == label) for label in ("FT", "LoRA")]
-    assert obstacles_of(other, table, full) == ()
+    assert "lr" not in in_words(obstacles_of(other, table, full))
+    assert obstacles_of(score("mmlu", "MMLU", {}), table, lora) == ()
     assert obstacles_of(other, table, lora) == (Obstacle("setting", "lr 0.001 instead of 0.0003"),)
 
 
@@ -417,10 +453,75 @@ def test_a_row_without_adapters_has_a_table(tmp_path):
 
 def test_a_recipes_values_of_single_methods_count_as_the_papers():
     """Delta-LoRA at the paper's K is comparable, at another it is not, and LoRA has no K to differ in."""
-    assert _settings("melora", "mrpc", "delta_lora")["method.start_step"] == 10
-    assert _settings("melora", "mnli", "delta_lora")["method.start_step"] is None
-    assert _settings("melora", "rte", "delta_lora")["method.warmup_ratio"] == 0.06
-    assert not [key for key in _settings("melora", "mrpc", "lora") if "start_step" in key or "per_method" in key]
+    of_task = {
+        task: training_settings("melora", task, "delta_lora", "roberta_base") for task in ("mrpc", "mnli", "rte")
+    }
+    assert of_task["mrpc"]["method.start_step"] == 10
+    assert of_task["mnli"]["method.start_step"] is None
+    assert of_task["rte"]["method.warmup_ratio"] == 0.06
+    lora = training_settings("melora", "mrpc", "lora", "roberta_base")
+    assert not [key for key in lora if "start_step" in key or "per_method" in key]
+
+
+@pytest.mark.parametrize("name", ["melora_table2", "mplora_table2"])
+def test_the_reference_is_the_papers_run_as_a_sweep_composes_it(name):
+    """Every key of the identity, for every method of the table: what Hydra makes of the table's own point is no
+    obstacle."""
+    paper = name.partition("_")[0]
+    for method in {row.method for row in load_table(name).rows}:
+        overrides = [f"method={method}", "task=rte", f"recipe={paper}/${{task}}", "backbone=roberta_base", "data=hub"]
+        config, _ = compose_run([*overrides, "precision=no"])
+        composed = dict(leaves(identity(OmegaConf.to_container(config, resolve=True))))
+        ours = {key: value for key, value in composed.items() if not key.startswith("data.")}
+        assert training_settings(paper, "rte", method, "roberta_base") == ours
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"max_steps": 60}, "max_steps 60 instead of None"),
+        ({"eval_steps": 20}, "eval_steps 20 instead of None"),
+        ({"warmup_steps": 6}, "warmup_steps 6 instead of None"),
+        ({"precision": "bf16"}, "precision bf16 instead of no"),
+        ({"no_decay": None}, "no_decay None instead of ['bias']"),
+        ({"bucket": 7}, "bucket 7 instead of 50"),
+        ({"own": {"target_modules": ["key"]}}, "method.target_modules ['key'] instead of ['query', 'value']"),
+        ({"own": {"version": 0}}, "method.version 0 instead of 1"),
+        ({"own_backbone": {"head": "score"}}, "backbone.head score instead of classifier"),
+        ({"own_backbone": {"pooling": "mean"}}, "backbone.pooling mean instead of None"),
+        ({"own_backbone": {"revision": "old"}}, "backbone.revision old instead of main"),
+        ({"own_data": HUB | {"revision": "old"}}, "data.revision old instead of main"),
+        ({"own_data": HUB}, ""),
+        ({"own_data": FOLDER}, ""),
+        ({"later": 3}, "later 3 instead of None"),
+        ({"accumulation": 4, "eval_batch_size": 8}, ""),
+    ],
+)
+def test_every_setting_that_may_differ_from_the_papers_is_an_obstacle(change, expected):
+    table = load_table("mplora_table2")
+    assert in_words(obstacles_of(record(**change), table, table.rows[0])) == expected
+
+
+def test_what_a_table_sets_apart_is_no_obstacle_and_is_said(tmp_path):
+    table = load_table("melora_table3")
+    [row] = [row for row in table.rows if row.label == "LoRA"]
+    found = score("mmlu", "MMLU", {"precision": "bf16"})
+    assert obstacles_of(found, table, row) == ()
+    whole = dataclasses.replace(table, not_compared={})
+    assert in_words(obstacles_of(found, whole, row)) == "precision bf16 instead of no"
+    saved(tmp_path, record(experiment="melora_table3", task="mmlu", recipe="melora/alpaca", backbone="llama2_7b"))
+    said = [line for line in footer(assemble("melora_table3", tmp_path)) if "not compared" in line]
+    assert [line.partition(" (")[0] for line in said] == [
+        "- not compared with the paper's: precision",
+        "- not compared with the paper's: backbone.dtype",
+    ]
+
+
+@pytest.mark.parametrize(("task", "marked"), [("qnli", True), ("stsb", True), ("mnli", True), ("rte", False)])
+def test_texts_that_a_backbone_has_seen_are_marked_though_its_records_did_not_know(task, marked, tmp_path):
+    saved(tmp_path, record(backbone="minilm", task=task, experiment="melora_table2", recipe=f"melora/{task}"))
+    text = regenerate("melora_table2", tmp_path)[1].read_text()
+    assert (f"| {task} † |" in text, "saw texts of these tasks, or likely did." in text) == (marked, marked)
 
 
 def test_values_without_a_common_seed_leave_the_cell_blank(tmp_path):

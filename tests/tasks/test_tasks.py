@@ -1,5 +1,6 @@
 """Scores against numbers worked out by hand and against scikit-learn and scipy; losses that keep replicas apart."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -176,6 +177,7 @@ def test_mnli_is_the_mean_of_both_sets(half):
         both = [found["accuracy_matched"], found["accuracy_mismatched"]]
         assert found["accuracy"] == pytest.approx(np.mean(both), abs=1e-6)
     assert set(found) == {"accuracy_matched", "accuracy_mismatched", "accuracy"}
+    assert mnli.metric == "accuracy_matched"  # which selects, as in MELoRA's official code
 
 
 # ---- loading
@@ -193,22 +195,36 @@ def load(made: TextTask, source: LocalData, folder, **limits) -> dict:
     return made.load(source, AutoTokenizer.from_pretrained(folder), **limits)
 
 
-@pytest.mark.parametrize("missing", ["matched", "mismatched"])
-def test_mnli_with_one_set_scores_that_one(missing, tmp_path, tiny_roberta, caplog):
-    there = {"matched": "mismatched", "mismatched": "matched"}[missing]
+def test_mnli_with_the_matched_set_alone_scores_that_one(tmp_path, tiny_roberta, caplog):
     mnli = task("mnli")
-    origins = load(mnli, mnli_files(tmp_path, ["train", f"validation_{there}"]), tiny_roberta)
-    assert origins[f"validation_{missing}"] is None
-    assert origins[f"validation_{there}"]["rows"] == 4
+    origins = load(mnli, mnli_files(tmp_path, ["train", "validation_matched"]), tiny_roberta)
+    assert origins["validation_mismatched"] is None
+    assert origins["validation_matched"]["rows"] == 4
     assert len(caplog.messages) == 1
-    assert f"mnli: the validation_{missing} set is missing" in caplog.text
-    found = mnli.score({f"validation_{there}": one_hot([0, 1, 2, 0], 3)})
-    assert found == {f"accuracy_{there}": 0.75, "accuracy": 0.75}
+    assert "mnli: the validation_mismatched set is missing" in caplog.text
+    found = mnli.score({"validation_matched": one_hot([0, 1, 2, 0], 3)})
+    assert found == {"accuracy_matched": 0.75, "accuracy": 0.75}
 
 
-def test_mnli_with_no_set_is_refused(tmp_path, tiny_roberta):
-    with pytest.raises(ValueError, match=r"no mnli/validation_mismatched\.parquet"):
-        load(task("mnli"), mnli_files(tmp_path, ["train"]), tiny_roberta)
+@pytest.mark.parametrize(
+    ("metric", "there", "missing"),
+    [
+        ("accuracy_matched", "mismatched", "matched"),
+        ("accuracy_mismatched", "matched", "mismatched"),
+        ("accuracy", "matched", "mismatched"),
+        ("accuracy", "mismatched", "matched"),
+    ],
+)
+def test_a_set_that_the_selecting_metric_needs_is_not_optional(metric, there, missing, tmp_path, tiny_roberta):
+    """The mean over sets needs all of them, one set's metric that set."""
+    mnli = dataclasses.replace(task("mnli"), metric=metric)
+    with pytest.raises(ValueError, match=rf"no mnli/validation_{missing}\.parquet"):
+        load(mnli, mnli_files(tmp_path, ["train", f"validation_{there}"]), tiny_roberta)
+
+
+def test_a_metric_of_no_set_is_refused(tmp_path, tiny_roberta):
+    with pytest.raises(ValueError, match=r"task\.metric='accuracy_test' must be one of task\.metrics=\['accuracy'\]"):
+        load(dataclasses.replace(task("mnli"), metric="accuracy_test"), mnli_files(tmp_path, ["train"]), tiny_roberta)
 
 
 def test_mnli_with_both_sets_says_nothing(tmp_path, tiny_roberta, caplog):

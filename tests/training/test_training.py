@@ -10,14 +10,18 @@ import time
 
 import pytest
 import torch
+import transformers
 from conftest import Interrupted, interrupt, run_point
 from helpers import NO_DROPOUT, TRAIN, adapters, curves, equal, poison_replica_1, without_dropout
 from method_helpers import METHODS, examples_first
 from safetensors.torch import load_file
 
-from melora_bench.adapters.files import stored_account
+from melora_bench.adapters.files import stored_account, trainable
 from melora_bench.methods.lora import LoRA
 from melora_bench.records import records
+from melora_bench.training.build import build
+from melora_bench.training.configs import compose_run
+from melora_bench.training.points import Point
 from melora_bench.training.run import RunError
 from melora_bench.training.trainer import Trainer
 
@@ -240,6 +244,46 @@ def test_a_method_may_rule_out_its_first_evaluations(tiny_overrides, monkeypatch
     scores = [entry["metrics"][record.metric] for entry in record.epochs]
     assert scores == sorted(scores, reverse=True) and records.best_epoch(record)["epoch"] == 3
     assert stored_account(tmp_path / "outputs" / "runs" / record.run_id / "best.safetensors")["epoch"] == 3
+
+
+@pytest.mark.parametrize(
+    ("method", "epoch"),
+    [
+        # Of 50 steps the schedule ends with step 35: from 37 finished steps on the budget is kept.
+        (["adalora", "method.init_r=4", "method.target_r=1", "method.delta_t=2"], 8),
+        # The change of step 21 is the first that moves W: 22 steps are finished then.
+        (["delta_lora", "method.start_step=20"], 5),
+        (["lora"], 1),
+    ],
+)
+def test_the_best_epoch_is_one_of_the_finished_method(method, epoch, tiny_overrides, tmp_path, monkeypatch):
+    """10 epochs of 5 steps whose scores fall from epoch to epoch: the best is the first that may be chosen."""
+    monkeypatch.setattr("melora_bench.tasks.text.TextTask.score", falling_scores())
+    [path] = run_point([*tiny_overrides, f"method={method[0]}", *method[1:], "epochs=10"])
+    record = records.load(path)
+    assert [entry["step"] for entry in record.epochs] == list(range(5, 51, 5))
+    assert [entry["epoch"] for entry in record.epochs if entry.get("selectable", True)] == [*range(epoch, 11)]
+    assert records.best_epoch(record)["epoch"] == epoch
+    assert stored_account(tmp_path / "outputs" / "runs" / record.run_id / "best.safetensors")["epoch"] == epoch
+    ranks = [sum(entry["report"]["ranks"].values()) for entry in record.epochs if method[0] == "adalora"]
+    assert all(rank == 4 for rank in ranks[epoch - 1 :]) and ranks[:1] in ([], [16])
+
+
+@pytest.mark.parametrize(("recipe", "spared"), [("mplora/mrpc", True), ("melora/mrpc", False)])
+def test_biases_are_decayed_as_the_papers_optimizer_does(tiny_overrides, tiny_roberta, recipe, spared):
+    """MPLoRA: the tensors that transformers.Trainer leaves out, here the head's biases. MELoRA: none."""
+    point = Point.of(*compose_run([*tiny_overrides, "task=mrpc", f"recipe={recipe}", "epochs=1"]))
+    trainer = build(point, [0]).trainer
+    names = {id(value): name for name, value in trainable(trainer.model).items()}
+    decays = {
+        names[id(value)]: group["weight_decay"] for group in trainer.optimizer.param_groups for value in group["params"]
+    }
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(tiny_roberta, num_labels=2)
+    stock = transformers.Trainer(base).get_decay_parameter_names(base)
+    assert len(decays) == len(names) == 4 * 2 + 4
+    heads = {name: decay for name, decay in decays.items() if name.startswith("classifier.")}
+    assert {name for name, decay in heads.items() if decay} == {name for name in heads if name in stock or not spared}
+    assert {decay for name, decay in decays.items() if name not in heads} == {0.1 if spared else 0.01}
 
 
 def falling_scores():

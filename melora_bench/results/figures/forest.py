@@ -79,7 +79,7 @@ def forest(row_differences: list[Difference], title: str) -> Figure:
     among = f"{min(seeds)}" if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
     lines = [
         "difference in points at the same seeds, epoch and n chosen on the other half",
-        f"bootstrap 95 % over {among} seeds: too narrow at few seeds (at three they cover about 80 %)",
+        f"95 %: t interval over {among} seeds",
     ]
     if any(one.is_constant for one in row_differences):
         lines.append("hollow: the same difference at every seed, so no interval")
