@@ -131,7 +131,7 @@ def test_targets_counted_by_hand(on_prompt, tokenizer, tiny_alpaca, model):
     ]
     assert task.train.weights.tolist() == wanted
     with torch.no_grad():
-        outputs = torch.cat([task.outputs(model, batch) for _, batch in evaluation_batches(task.train, 20, 0, 1)])
+        outputs = torch.cat([task.outputs(model, batch) for _, batch in evaluation_batches(task.train, 20)])
     assert sorted(outputs[:, 1].tolist()) == sorted(wanted)
 
 
@@ -223,7 +223,7 @@ def test_the_evaluation_loss_is_the_mean_over_all_target_tokens(on_prompt, token
     task = loaded(tokenizer, tiny_alpaca, f"task.loss_on_prompt={on_prompt}")
     rows = literal(tokenizer, task, tiny_alpaca)["validation"]
     with torch.no_grad():
-        batches = evaluation_batches(task.evaluation["validation"], 4, 0, 1)
+        batches = evaluation_batches(task.evaluation["validation"], 4)
         outputs = torch.cat([task.outputs(model, batch) for _, batch in batches]).numpy()
         wanted = token_mean(model, rows).item()
         of_rows = np.mean([token_mean(model, [row]).item() for row in rows])

@@ -98,7 +98,8 @@ def takes_streams(model: PreTrainedModel) -> bool:
 
 
 def check_layout(layout: str, model: PreTrainedModel, device: torch.device) -> bool:
-    """Whether training batches are streams: by themselves on a CPU alone, as on a GPU nobody has measured them yet.
+    """Whether batches are streams, in training and evaluation: by themselves on a CPU alone, as on a GPU nobody has
+    measured them yet.
 
     Raises ValueError for an unknown layout, and for streams that the model cannot take.
     """

@@ -32,6 +32,11 @@ class Split:
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
 
+    def batch(self, rows: np.ndarray, first_position: int | None) -> dict[str, Any]:
+        """Row numbers (R, rows) of R replicas -> their batch: streams whose rows' positions count from
+        `first_position`, or for None padded rows, those of replica 0 first."""
+        return self.collate(rows.reshape(-1)) if first_position is None else self.stream(rows, first_position)
+
     def collate(self, rows: np.ndarray) -> dict[str, Tensor]:
         """Row numbers (rows,) -> input_ids, attention_mask, labels and, where the model has them, token_type_ids."""
         lengths = self.lengths[rows]
