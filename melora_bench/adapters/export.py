@@ -8,13 +8,14 @@ from typing import Any
 import torch
 
 from melora_bench.adapters import peft_format
-from melora_bench.adapters.card import adapter_card, base_name, merged_card, picks_first_token, reads_means
+from melora_bench.adapters.card import adapter_card, base_name, merged_card, picks_first_token
 from melora_bench.adapters.files import account, backbone_tensors
 from melora_bench.adapters.trained import Trained, find, load
 from melora_bench.files import write_folder, write_text
 from melora_bench.methods.attach import head_names, merge
 from melora_bench.methods.layers import FactoredLayer
 from melora_bench.models.base import AS_DATA
+from melora_bench.models.pooling import pooled
 
 TOLERANCE = 1e-5  # of logits, in float32
 
@@ -75,13 +76,13 @@ def difference(trained: Trained, folder: Path, merged: bool) -> float | None:
 
 
 def _stock_logits(model: Any, trained: Trained, inputs: dict, merged: bool) -> torch.Tensor:
-    """The logits of a stock library's model (of transformers, or of peft around one). Where the head is to read
-    means, this function calls the head itself."""
-    if not reads_means(trained):
+    """The logits of a stock library's model (of transformers, or of peft around one). Where `backbone.pooling` says
+    what the head reads, this function calls the head itself."""
+    if trained.backbone.pooling is None:
         return model(**inputs).logits
     plain = model if merged else model.get_base_model()
-    hidden, mask = plain.base_model(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
-    value = (hidden * mask).sum(1) / mask.sum(1)
+    hidden = plain.base_model(**inputs).last_hidden_state
+    value = pooled(hidden, trained.backbone.pooling, mask=inputs["attention_mask"])
     for name in head_names(trained.backbone.head):
         first = picks_first_token(trained.model.get_submodule(name))
         value = plain.get_submodule(name)(value[:, None] if first else value)

@@ -65,7 +65,7 @@ def build(point: Point, seeds: list[int]) -> Parts:
     check_device(config.precision)
     accelerator = _accelerator(config)
     method, backbone = make(config.method, "method"), make(config.backbone, "backbone")
-    task, data = load_task(config, backbone)
+    task, backbone, data = load_task(config, backbone)
     origin, code = backbone.origin(), {"git": provenance.git_state(), "code": provenance.code_sha256()}
     model = _model(config, backbone, task)
     batches = _batches(config, seeds, task, backbone, model, accelerator)
@@ -102,11 +102,12 @@ def build(point: Point, seeds: list[int]) -> Parts:
     )
 
 
-def load_task(config: RunConfig | DictConfig, backbone: Backbone) -> tuple[Task, dict[str, dict | None]]:
-    """The task of a config with its rows read and tokenised, and what the record says of them. Raises ValueError."""
+def load_task(config: RunConfig | DictConfig, backbone: Backbone) -> tuple[Task, Backbone, dict[str, dict | None]]:
+    """The task of a config with its rows read and tokenised, the backbone as the task needs it, and what the record
+    says of the rows. Raises ValueError."""
     task, source = make(config.task, "task"), make(config.data, "data")
-    backbone.check_task(task.num_labels)
-    return task, task.load(source, backbone.tokenizer(), **{key: getattr(config, key) for key in LIMITS})
+    backbone = backbone.for_task(task.num_labels)
+    return task, backbone, task.load(source, backbone.tokenizer(), **{key: getattr(config, key) for key in LIMITS})
 
 
 def _forget_earlier_runs() -> None:

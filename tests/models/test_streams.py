@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from melora_bench.models.backbones import Encoder
-from melora_bench.models.streams import KINDS, check_layout, pool_rows, takes_streams
+from melora_bench.models.pooling import pool_rows
+from melora_bench.models.streams import KINDS, check_layout, takes_streams
 from melora_bench.tasks.batches import count_tokens, evaluation_batches
 from melora_bench.tasks.splits import Split
 
@@ -139,7 +140,7 @@ def test_a_model_that_takes_no_streams_is_padded():
         check_layout("streams", other, cpu)
     with pytest.raises(ValueError, match=r"layout='fast' is unknown: use auto, streams or padded"):
         check_layout("fast", other, cpu)
-    with pytest.raises(ValueError, match=r"backbone\.pooling='max' is unknown: use mean, or null"):
+    with pytest.raises(ValueError, match=r"backbone\.pooling='max' is unknown: use first, mean, last, or null"):
         pool_rows(other, "max")
 
 
