@@ -15,6 +15,7 @@ from melora_bench.files import write_folder, write_text
 from melora_bench.methods.attach import head_names, merge
 from melora_bench.methods.layers import FactoredLayer
 from melora_bench.models.base import AS_DATA
+from melora_bench.models.fused import stock
 from melora_bench.models.pooling import pooled
 
 TOLERANCE = 1e-5  # of logits, in float32
@@ -60,19 +61,19 @@ def difference(trained: Trained, folder: Path, merged: bool) -> float | None:
     if not merged and not importlib.util.find_spec("peft"):
         return None
     if merged:
-        stock = trained.backbone.auto.from_pretrained(folder, use_safetensors=True, **AS_DATA)
+        theirs = trained.backbone.auto.from_pretrained(folder, use_safetensors=True, **AS_DATA)
     else:
         import peft
 
         with warnings.catch_warnings():  # peft asks for what transformers calls otherwise now
             warnings.simplefilter("ignore", FutureWarning)
-            stock = peft.PeftModel.from_pretrained(trained.backbone.stock(trained.num_labels), folder)
+            theirs = peft.PeftModel.from_pretrained(trained.backbone.stock(trained.num_labels), folder)
     source = torch.Generator().manual_seed(0)
     ids = torch.randint(trained.model.config.vocab_size, (4, 16), generator=source)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.no_grad():
-        ours, theirs = trained.model(**inputs).logits, _stock_logits(stock.eval(), trained, inputs, merged)
-        return ((theirs - ours).abs().max() / ours.abs().max().clamp(min=1)).item()
+        ours, others = trained.model(**inputs).logits, _stock_logits(theirs.eval(), trained, inputs, merged)
+        return ((others - ours).abs().max() / ours.abs().max().clamp(min=1)).item()
 
 
 def _stock_logits(model: Any, trained: Trained, inputs: dict, merged: bool) -> torch.Tensor:
@@ -122,6 +123,6 @@ def write_merged(trained: Trained, folder: Path, base: str | None) -> None:
         trained.method.require_form("factors", "matrix")
     except ValueError as error:
         raise ValueError(f"{trained.account['run_id']}: {error}") from error
-    merge(trained.model, 0).save_pretrained(folder)
+    stock(merge(trained.model, 0)).save_pretrained(folder)
     trained.backbone.tokenizer().save_pretrained(folder)
     write_text(folder / "README.md", merged_card(trained, base_name(trained.backbone, base)))

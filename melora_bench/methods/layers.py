@@ -68,6 +68,7 @@ class AdapterLayer(Replicated):
 
     form: ClassVar[Form]
     scaling: float = 1.0
+    name: str = "an adapted layer"  # in its model
 
     def __init__(self, base: nn.Linear, replicas: int) -> None:
         super().__init__()
@@ -87,7 +88,12 @@ class AdapterLayer(Replicated):
         return out + self.update(x).to(out.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (R * B, ..., d_in) -> (R * B, ..., d_out)."""
+        """x (R * B, ..., d_in) -> (R * B, ..., d_out). Raises ValueError for an x that is not rows of R replicas."""
+        if len(x) % self.replicas:
+            raise ValueError(
+                f"{self.name} also reads a tensor of shape {tuple(x.shape)} that all rows share, and each of "
+                f"{self.replicas} seeds side by side would make another of it: give backbone.packs=false"
+            )
         out = self.base(x)
         rows = (value.reshape(self.replicas, -1, value.shape[-1]) for value in (x, out))
         return self.adapted(*rows).view(out.shape)

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from melora_bench.external.embedded import minilm_folder, smollm2_folder
 from melora_bench.methods.attach import head_names, is_below
 from melora_bench.models.base import Backbone
+from melora_bench.models.fused import separate
 from melora_bench.models.pooling import classify_rows, pool_rows
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -35,6 +36,7 @@ class Encoder(Backbone):
         """The model with `num_labels` outputs (1: regression), whose head reads rows as `pooling` says. Raises
         ValueError for a folder without weights."""
         model = self.stock(num_labels)
+        separate(model)
         pool_rows(model, self.pooling)
         return model
 
@@ -76,6 +78,11 @@ class CausalLM(Backbone):
 
     def model(self, num_labels: int) -> PreTrainedModel:
         """The language model, which has no labels. Raises ValueError for weights that cannot be had in this form."""
+        model = self.stock(num_labels)
+        separate(model)
+        return model
+
+    def stock(self, num_labels: int) -> PreTrainedModel:
         return self._loaded()
 
     def _loaded(self, **options: Any) -> PreTrainedModel:
@@ -119,7 +126,7 @@ class DecoderClassifier(CausalLM):
     def model(self, num_labels: int) -> PreTrainedModel:
         """The model with `num_labels` outputs (1: regression), whose classifier reads rows as `pooling` says. Raises
         ValueError as `CausalLM.model` does, and for a pooling that there is not."""
-        model = self.stock(num_labels)
+        model = super().model(num_labels)
         classify_rows(model, self.pooling, self.head)
         return model
 

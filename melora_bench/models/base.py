@@ -3,6 +3,7 @@ and what a record says of it."""
 
 import contextlib
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,10 +34,11 @@ class Backbone:
     repo: str | None  # the hub's repository; None: the embedded model
     revision: str | None
     path: str | None  # a local folder, instead of the hub
-    target_modules: list[str]
+    target_modules: list[str] | str  # name endings of the linear layers to adapt, or all-linear
     dropout: float | None  # of the backbone in training; None: as the model's own config has it
     seen: list[str]  # tasks whose texts the pre-training saw: tables mark these rows
     head: str | list[str]  # the module, or modules, whose linear layers are trained in full; "" or []: none
+    packs: bool = True  # False: one seed at a time, as its layers get inputs that all rows share
     pooling: str | None = None  # what a classifier reads of a row: `models.pooling`; None: as the model's own head does
 
     def for_task(self, num_labels: int) -> "Backbone":
@@ -75,8 +77,8 @@ class Backbone:
             return AutoTokenizer.from_pretrained(folder, **AS_DATA)
 
     def max_tokens(self, model: PreTrainedModel) -> int:
-        """The number of tokens that the model has positions for."""
-        return model.config.max_position_embeddings - self.first_position(model)
+        """The number of tokens that the model has positions for; some kinds have no limit."""
+        return getattr(model.config, "max_position_embeddings", sys.maxsize) - self.first_position(model)
 
     def first_position(self, model: PreTrainedModel) -> int:
         """The position of a row's first token: 0, in RoBERTa and its kin the number after the padding id."""

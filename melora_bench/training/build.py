@@ -19,12 +19,14 @@ from melora_bench.methods.base import Method
 from melora_bench.methods.dropout import replace_dropouts
 from melora_bench.models.base import Backbone
 from melora_bench.models.checks import check_device, check_dtype
+from melora_bench.models.fused import refuse_whole
 from melora_bench.models.streams import check_layout
 from melora_bench.records import provenance
 from melora_bench.tasks.base import Task
 from melora_bench.tasks.batches import TrainBatches
 from melora_bench.training.configs import RunConfig
 from melora_bench.training.points import Point
+from melora_bench.training.probe import probe
 from melora_bench.training.schedule import Schedule
 from melora_bench.training.sharding import refuse_launch, shard_backbone
 from melora_bench.training.starts import load_start
@@ -71,6 +73,7 @@ def build(point: Point, seeds: list[int]) -> Parts:
     batches = _batches(config, seeds, task, backbone, model, accelerator)
     schedule = Schedule.of(config, len(task.train.labels))
     method.attach(model, backbone.head, seeds, schedule.total)
+    refuse_whole(model, method.layers)
     starts = [load_start(point, seed, k, model, method, backbone.head) for k, seed in enumerate(seeds)]
     params = counts(model)
     if config.shard:
@@ -85,6 +88,7 @@ def build(point: Point, seeds: list[int]) -> Parts:
         schedule=schedule,
         **{key: getattr(config, key) for key in keys},
     )
+    probe(trainer, backbone.name)
     return Parts(
         accelerator=accelerator,
         backbone=backbone,
