@@ -13,6 +13,8 @@ from conftest import composed, run_point
 from helpers import curves
 
 from melora_bench.adapters.export import TOLERANCE, export
+from melora_bench.external.fields import build
+from melora_bench.files import CONFIGS
 from melora_bench.methods.lora import LoRA
 from melora_bench.models.backbones import CausalLM, Encoder
 from melora_bench.models.base import Backbone
@@ -291,6 +293,15 @@ def test_a_language_model_trains_and_exports(name, checkpoint, tiny_alpaca, tmp_
         options = {"which": "best", "output_dir": f"{tmp_path}/outputs", "backbone_path": str(checkpoint(name))}
         found = export(records.load(path).run_id, f"{tmp_path}/export-{merged}", merged=merged, **options)
         assert all(gap < TOLERANCE for gap in found.values())
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "backbone").glob("*.yaml")))
+def test_every_option_is_a_backbone(name):
+    """Of an encoder or a decoder, and each of them classifies."""
+    made = build(composed([f"backbone={name}"]).backbone, "backbone")
+    assert made.name == name
+    assert made.for_task(2).auto is transformers.AutoModelForSequenceClassification
+    assert made.packs == (name != "deberta_v3_base")
 
 
 def test_smollm2_classifies():
