@@ -7,6 +7,7 @@ another thing: LoRA shares A among the three, MELoRA's first blocks read into th
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,7 @@ class Fused(nn.Module):
 
     def whole(self) -> nn.Linear:
         """The one layer again; its parts must be plain."""
-        parts = [self.get_submodule(name) for name in self.rows]
+        parts: list[Any] = [self.get_submodule(name) for name in self.rows]
         order = torch.cat(list(self.rows.values())).argsort()
         return _linear(
             torch.cat([part.weight for part in parts])[order],
