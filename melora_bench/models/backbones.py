@@ -45,7 +45,14 @@ class Encoder(Backbone):
         pooler = f"{model.base_model_prefix}.pooler."  # of no use where the head reads tokens
         heads = head_names(self.head)
         unread = (*heads, pooler) if self.pooling else tuple(heads)
-        self.refuse_absent({key for key in absent if not key.startswith(unread)})
+        absent = {key for key in absent if not key.startswith(unread)}
+        if absent and all(key.startswith(pooler) for key in absent):
+            names = ",".join([pooler.removesuffix("."), *heads])
+            raise ValueError(
+                f"backbone {self.name}: {self.folder[0]} holds no pooling layer: give backbone.head=[{names}] to train "
+                "one, or backbone.pooling=mean"
+            )
+        self.refuse_absent(absent)
         for head in set(heads) - dict(model.named_modules()).keys():
             there = ", ".join(name for name, _ in model.named_children())
             raise ValueError(f"backbone.head={head!r} is no module of {self.name}: it has {there}")

@@ -169,6 +169,17 @@ def test_dropout_is_set_whatever_its_keys_are(name, checkpoint):
         assert torch.equal(model.train()(**batch).logits, model.eval()(**batch).logits) == (rate == 0)
 
 
+def test_a_pooling_layer_without_weights_is_named(checkpoint):
+    """As of a BERT saved from a masked language model; what the line says to give does."""
+    common = {"name": "tiny", "repo": None, "revision": None, "target_modules": [], "seen": [], "dropout": None}
+    common["path"] = str(checkpoint("bert_without_pooler"))
+    wanted = r"holds no pooling layer: give backbone\.head=\[bert\.pooler,classifier\] to train one, or .*pooling=mean$"
+    with pytest.raises(ValueError, match=wanted):
+        Encoder(**common, head="classifier").model(2)
+    assert Encoder(**common, head=["bert.pooler", "classifier"]).model(2).bert.pooler
+    assert Encoder(**common, head="classifier", pooling="mean").model(2).bert.pooler is None
+
+
 @pytest.mark.parametrize("name", ["llama_gqa", "opt"])
 def test_poolings_of_a_decoder_are_what_they_say(name, checkpoint):
     """By hand, of one row without padding."""
@@ -204,6 +215,8 @@ def test_seeds_side_by_side_are_each_alone(name, checkpoint):
         ):
             together(**batch)
         return
+    if name in DECODERS:
+        assert together.score.bias is None  # as in the stock class, so that an export can hold the head
     logits = together(**batch).logits
     logits.square().sum().backward()
     for k, order in enumerate([[0, 1, 2, 3], [3, 1, 0, 2]]):
