@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from melora_bench.tasks.batches import TrainBatches, epoch_order, evaluation_batches
 from melora_bench.tasks.instruct import InstructTask, read
 from melora_bench.tasks.sources import LocalData
+from melora_bench.tasks.splits import unended
 
 LIMITS = {"max_length": 96, "max_train_rows": None, "max_eval_rows": None}
 WITH_INPUT = (
@@ -91,29 +92,46 @@ def test_long_texts_are_cut_and_have_no_end_token(tokenizer, tiny_alpaca):
         assert (ids[-1] == tokenizer.eos_token_id) == (length <= at)
 
 
-def test_a_tokenizer_that_ends_texts_itself_ends_them_once(tokenizer, tiny_alpaca):
-    plain = loaded(tokenizer, tiny_alpaca, max_length=96).train
+@pytest.mark.parametrize("on_prompt", [True, False])
+def test_a_tokenizer_that_ends_texts_itself_changes_nothing(on_prompt, tokenizer, tiny_alpaca):
+    """A text ends once, a cut one does not, and the first token of an answer is learned."""
+    options = f"task.loss_on_prompt={on_prompt}"
+    plain = loaded(tokenizer, tiny_alpaca, options, max_length=96).train
     post = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
     tokenizer.backend_tokenizer.post_processor = post
-    ended = loaded(tokenizer, tiny_alpaca, max_length=96).train
-    uncut = plain.lengths < 96
-    assert 10 < uncut.sum() < 54
-    for row in np.flatnonzero(uncut):
-        one, two = (split.ids[split.offsets[row] : split.offsets[row + 1]] for split in (plain, ended))
-        assert one.tolist() == two.tolist() and (one == 2).sum() == 1
+    ended = loaded(tokenizer, tiny_alpaca, options, max_length=96).train
+    assert 10 < (plain.lengths < 96).sum() < 54
+    for key in ("ids", "offsets", "labels", "weights"):
+        np.testing.assert_array_equal(getattr(plain, key), getattr(ended, key))
 
 
-def test_padding_is_on_the_left(tokenizer, tiny_alpaca):
+@pytest.mark.parametrize(
+    ("single", "wanted"),
+    [("<s> $A </s>", ["<s>film", "<s>", "<s></s>"]), ("$A </s>", ["film", "", "</s>"]), ("<s> $A", None), ("$A", None)],
+)
+def test_a_text_to_be_continued_has_no_end(single, wanted, tokenizer):
+    """The end that the tokenizer adds goes; one that the text holds stays, and what stands before the text."""
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=single, special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    texts = ["film", "", "</s>"]
+    if wanted is None:
+        wanted = tokenizer.batch_decode(tokenizer(texts).input_ids)
+    assert tokenizer.batch_decode(unended(tokenizer, texts)) == wanted
+    assert unended(tokenizer, []) == []
+
+
+def test_padding_is_on_the_right(tokenizer, tiny_alpaca):
     split = loaded(tokenizer, tiny_alpaca).train
     batch = split.collate(np.array([0, 1, 2]))
     width = int(split.lengths[:3].max())
     assert len(set(split.lengths[:3])) > 1
     for row, length in enumerate(split.lengths[:3]):
         pad = width - length
-        assert batch["attention_mask"][row].tolist() == [0] * pad + [1] * length
+        assert batch["attention_mask"][row].tolist() == [1] * length + [0] * pad
         assert (
             batch["input_ids"][row].tolist()
-            == [tokenizer.pad_token_id] * pad + split.ids[split.offsets[row] : split.offsets[row + 1]].tolist()
+            == split.ids[split.offsets[row] : split.offsets[row + 1]].tolist() + [tokenizer.pad_token_id] * pad
         )
 
 
@@ -131,7 +149,7 @@ def test_targets_counted_by_hand(on_prompt, tokenizer, tiny_alpaca, model):
     ]
     assert task.train.weights.tolist() == wanted
     with torch.no_grad():
-        outputs = torch.cat([task.outputs(model, batch) for _, batch in evaluation_batches(task.train, 20, 0, 1)])
+        outputs = torch.cat([task.outputs(model, batch) for _, batch in evaluation_batches(task.train, 20)])
     assert sorted(outputs[:, 1].tolist()) == sorted(wanted)
 
 
@@ -223,7 +241,7 @@ def test_the_evaluation_loss_is_the_mean_over_all_target_tokens(on_prompt, token
     task = loaded(tokenizer, tiny_alpaca, f"task.loss_on_prompt={on_prompt}")
     rows = literal(tokenizer, task, tiny_alpaca)["validation"]
     with torch.no_grad():
-        batches = evaluation_batches(task.evaluation["validation"], 4, 0, 1)
+        batches = evaluation_batches(task.evaluation["validation"], 4)
         outputs = torch.cat([task.outputs(model, batch) for _, batch in batches]).numpy()
         wanted = token_mean(model, rows).item()
         of_rows = np.mean([token_mean(model, [row]).item() for row in rows])

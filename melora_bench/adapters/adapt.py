@@ -27,7 +27,7 @@ def adapt(
     model: nn.Module,
     method: str,
     *,
-    target_modules: list[str] | None = None,
+    target_modules: list[str] | str | None = None,
     head: str | list[str] = "",
     seed: int = 0,
     total_steps: int = 0,
@@ -36,7 +36,7 @@ def adapt(
     """Adapt `model` in place: freeze it and put the method's trainable layers around its linear layers.
 
     method: a name of configs/method/; values: keys of its YAML, from which all others are taken.
-    target_modules: name endings of the linear layers to adapt, as in PEFT.
+    target_modules: name endings of the linear layers to adapt, as in PEFT, or "all-linear".
     head: the module, or modules, whose linear layers are drawn anew and trained in full; "": none.
     seed: of the initial values, which are those of a run with this seed.
     total_steps: the length of the training in optimizer steps, for methods with a schedule (AdaLoRA, Delta-LoRA).

@@ -26,7 +26,7 @@ from transformers import {auto}
 
 backbone = {auto}.from_pretrained("the backbone's folder"{labels})
 model = PeftModel.from_pretrained(backbone, "this folder").eval()"""
-    return _card(trained, "peft", base, loading + _mean_code(trained, "model.get_base_model()"))
+    return _card(trained, "peft", base, loading + _pooling_code(trained, "model.get_base_model()"))
 
 
 def merged_card(trained: Trained, base: str | None) -> str:
@@ -35,7 +35,7 @@ def merged_card(trained: Trained, base: str | None) -> str:
     loading = f"""from transformers import {auto}
 
 model = {auto}.from_pretrained("this folder").eval()"""
-    return _card(trained, "transformers", base, loading + _mean_code(trained, "model"))
+    return _card(trained, "transformers", base, loading + _pooling_code(trained, "model"))
 
 
 def base_name(backbone: Backbone, base: str | None) -> str | None:
@@ -45,9 +45,13 @@ def base_name(backbone: Backbone, base: str | None) -> str | None:
     return base or (origin["repo"] if origin["commit"] else PUBLIC.get(origin["sha256"]))
 
 
-def reads_means(trained: Trained) -> bool:
-    """Whether the head reads the mean over a row's tokens, which no class of transformers does."""
-    return getattr(trained.backbone, "pooling", None) == "mean"
+# How Python picks what the head reads, from `hidden` (rows, length, width) and `mask` (rows, length).
+PICKED = {
+    "first": "hidden[range(len(hidden)), mask.argmax(1)]",
+    "mean": "(hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)",
+    "last": "hidden[range(len(hidden)), mask.cumsum(1).argmax(1)]",
+}
+WHAT = {"first": "a row's first token", "mean": "the mean over a row's tokens", "last": "a row's last token"}
 
 
 def picks_first_token(head: nn.Module) -> bool:
@@ -90,12 +94,13 @@ library_name: {library}{base_model}
 """
 
 
-def _mean_code(trained: Trained, plain: str) -> str:
-    """Python of the card that calls the head of the model `plain` on means;
+def _pooling_code(trained: Trained, plain: str) -> str:
+    """Python of the card that calls the head of the model `plain` on what `backbone.pooling` says;
     empty where the head reads what it always does."""
-    if not reads_means(trained):
+    pooling = trained.backbone.pooling
+    if pooling is None:
         return ""
-    value = "means"
+    value = "vectors"
     for name in head_names(trained.backbone.head):
         first = picks_first_token(trained.model.get_submodule(name))
         value = f"plain.{name}({value}{'[:, None]' if first else ''})"
@@ -103,10 +108,10 @@ def _mean_code(trained: Trained, plain: str) -> str:
 
 
 def logits(**inputs):
-    # The head reads the mean over a row's tokens, which no class of transformers does.
+    # The head reads {WHAT[pooling]}, by the mask, which no class of transformers does.
     plain = {plain}
-    hidden, mask = plain.base_model(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
-    means = (hidden * mask).sum(1) / mask.sum(1)
+    hidden, mask = plain.base_model(**inputs).last_hidden_state, inputs["attention_mask"]
+    vectors = {PICKED[pooling]}
     return {value}"""
 
 

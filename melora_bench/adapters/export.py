@@ -8,13 +8,15 @@ from typing import Any
 import torch
 
 from melora_bench.adapters import peft_format
-from melora_bench.adapters.card import adapter_card, base_name, merged_card, picks_first_token, reads_means
+from melora_bench.adapters.card import adapter_card, base_name, merged_card, picks_first_token
 from melora_bench.adapters.files import account, backbone_tensors
 from melora_bench.adapters.trained import Trained, find, load
 from melora_bench.files import write_folder, write_text
 from melora_bench.methods.attach import head_names, merge
 from melora_bench.methods.layers import FactoredLayer
 from melora_bench.models.base import AS_DATA
+from melora_bench.models.fused import stock
+from melora_bench.models.pooling import pooled
 
 TOLERANCE = 1e-5  # of logits, in float32
 
@@ -59,29 +61,29 @@ def difference(trained: Trained, folder: Path, merged: bool) -> float | None:
     if not merged and not importlib.util.find_spec("peft"):
         return None
     if merged:
-        stock = trained.backbone.auto.from_pretrained(folder, use_safetensors=True, **AS_DATA)
+        theirs = trained.backbone.auto.from_pretrained(folder, use_safetensors=True, **AS_DATA)
     else:
         import peft
 
         with warnings.catch_warnings():  # peft asks for what transformers calls otherwise now
             warnings.simplefilter("ignore", FutureWarning)
-            stock = peft.PeftModel.from_pretrained(trained.backbone.stock(trained.num_labels), folder)
+            theirs = peft.PeftModel.from_pretrained(trained.backbone.stock(trained.num_labels), folder)
     source = torch.Generator().manual_seed(0)
     ids = torch.randint(trained.model.config.vocab_size, (4, 16), generator=source)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.no_grad():
-        ours, theirs = trained.model(**inputs).logits, _stock_logits(stock.eval(), trained, inputs, merged)
-        return ((theirs - ours).abs().max() / ours.abs().max().clamp(min=1)).item()
+        ours, others = trained.model(**inputs).logits, _stock_logits(theirs.eval(), trained, inputs, merged)
+        return ((others - ours).abs().max() / ours.abs().max().clamp(min=1)).item()
 
 
 def _stock_logits(model: Any, trained: Trained, inputs: dict, merged: bool) -> torch.Tensor:
-    """The logits of a stock library's model (of transformers, or of peft around one). Where the head is to read
-    means, this function calls the head itself."""
-    if not reads_means(trained):
+    """The logits of a stock library's model (of transformers, or of peft around one). Where `backbone.pooling` says
+    what the head reads, this function calls the head itself."""
+    if trained.backbone.pooling is None:
         return model(**inputs).logits
     plain = model if merged else model.get_base_model()
-    hidden, mask = plain.base_model(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
-    value = (hidden * mask).sum(1) / mask.sum(1)
+    hidden = plain.base_model(**inputs).last_hidden_state
+    value = pooled(hidden, trained.backbone.pooling, mask=inputs["attention_mask"])
     for name in head_names(trained.backbone.head):
         first = picks_first_token(trained.model.get_submodule(name))
         value = plain.get_submodule(name)(value[:, None] if first else value)
@@ -121,6 +123,6 @@ def write_merged(trained: Trained, folder: Path, base: str | None) -> None:
         trained.method.require_form("factors", "matrix")
     except ValueError as error:
         raise ValueError(f"{trained.account['run_id']}: {error}") from error
-    merge(trained.model, 0).save_pretrained(folder)
+    stock(merge(trained.model, 0)).save_pretrained(folder)
     trained.backbone.tokenizer().save_pretrained(folder)
     write_text(folder / "README.md", merged_card(trained, base_name(trained.backbone, base)))

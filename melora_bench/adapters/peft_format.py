@@ -4,7 +4,7 @@ exact, for methods whose update is a product of two factors."""
 import json
 import re
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from melora_bench.adapters.files import adapter_tensors, head_tensors, read_tens
 from melora_bench.files import write_atomic, write_text
 from melora_bench.methods.attach import head_names, is_below
 from melora_bench.methods.layers import AdapterLayer, FactoredLayer
+from melora_bench.models.fused import Joined, of_stock
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -38,7 +39,7 @@ def write(
 
     modules_to_save: the names of the new head's modules; base: the backbone's public name.
     """
-    entries, tensors = to_peft(layers, replica)
+    entries, tensors = to_peft(of_stock(model, layers), replica)
     in_head = head_tensors(model)
     head = {name: value for name, value in adapter_tensors(model, replica).items() if name in in_head}
     tensors |= {f"{PREFIX}{name}": value.float().cpu().contiguous() for name, value in head.items()}
@@ -77,7 +78,7 @@ def load_peft(layers: dict[str, AdapterLayer], head: str | list[str], replica: i
         raise ValueError(f"{folder} {error}") from error
 
 
-def to_peft(layers: dict[str, FactoredLayer], replica: int) -> tuple[dict, dict[str, Tensor]]:
+def to_peft(layers: Mapping[str, FactoredLayer | Joined], replica: int) -> tuple[dict, dict[str, Tensor]]:
     """The entries of adapter_config.json that say which modules have which rank, and the tensors: lora_A (k, d_in) and
     lora_B (d_out, k) of each adapted module, the scale folded in. Directions that are zero are left out."""
     tensors, ranks = {}, {}

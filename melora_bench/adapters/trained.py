@@ -56,8 +56,8 @@ def load(path: Path, backbone_path: str | None = None, *, as_trained: bool = Fal
     places = {"path": backbone_path} | ({"revision": commit} if commit else {})
     try:
         method, task = _built(saved, "method"), _built(saved, "task")
-        backbone: Backbone = _built(saved, "backbone", **exact, **places)
         num_labels = task.num_labels
+        backbone: Backbone = _built(saved, "backbone", **exact, **places).for_task(num_labels)
     except ValueError as error:
         raise ValueError(f"{path} says what no run of ours does: {error}") from error
     if not backbone_path and backbone.repo != _option("backbone", saved["choices"]["backbone"])["repo"]:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from melora_bench.external.hub import hub_snapshot
 from melora_bench.files import sha256_file, sha256_json
+from melora_bench.tasks.splits import unended
 
 OFFLINE = "offline, give a folder with a copy of it, or of the original files"
 
@@ -115,7 +116,7 @@ class Benchmark:
         """
         for shots in range(self.shots, -1, -1):
             text = "".join([subject.header, *subject.shots[:shots], question.text])
-            tokens = None if tokenizer is None else len(tokenizer(text, verbose=False).input_ids)
+            tokens = None if tokenizer is None else len(unended(tokenizer, [text])[0])
             if tokens is None or tokens <= self.context:
                 break
         return Prompt(text=text, shots=shots, tokens=tokens)

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedTokenizerB
 
 from melora_bench.instructeval.language_model import LanguageModel, language_model
 from melora_bench.instructeval.shared_prefix import encode_shared, pad_left, repeated
-from melora_bench.tasks.splits import pad_id
+from melora_bench.tasks.splits import pad_id, unended
 
 
 class SeededSampling(LogitsProcessor):
@@ -52,7 +52,7 @@ def generate(
     generate, and before any work for prompts that leave no room in its positions.
     """
     writer = language_model(model)
-    tokens = [tokenizer(prompt, verbose=False).input_ids for prompt in prompts]
+    tokens = unended(tokenizer, prompts)
     check_room(writer, max((len(ids) for ids in tokens), default=0), max_new_tokens)
     ends = end_tokens(writer, tokenizer)
     padding = pad_id(tokenizer, list(itertools.chain(*tokens)))

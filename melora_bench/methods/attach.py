@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from melora_bench.methods.layers import HeadLinear, Replicated
 from melora_bench.seeding import generator
 
+ALL = "all-linear"  # as in PEFT
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -43,12 +44,17 @@ def freeze(model: nn.Module, head: str | list[str], seeds: list[int]) -> None:
             model.set_submodule(name, layer)
 
 
-def target_linears(model: nn.Module, targets: list[str], head: str | list[str] = "") -> list[tuple[str, nn.Linear]]:
-    """The linear layers outside the head whose dotted name ends in one of `targets`.
-    Raises ValueError for a target that finds none."""
-    if isinstance(targets, str):
-        raise ValueError(f"method.target_modules={targets} must be a list: [{targets}]")
+def target_linears(
+    model: nn.Module, targets: list[str] | str, head: str | list[str] = ""
+) -> list[tuple[str, nn.Linear]]:
+    """The linear layers outside the head whose dotted name ends in one of `targets`; for "all-linear" every one but the
+    output layer. Raises ValueError for a target that finds none."""
     linears = [(name, base) for name, base in _linears(model) if not is_below(name, head_names(head))]
+    if targets == ALL:
+        output = getattr(model, "get_output_embeddings", lambda: None)()
+        return [(name, base) for name, base in linears if base is not output]
+    if isinstance(targets, str):
+        raise ValueError(f"method.target_modules={targets} must be a list, [{targets}], or {ALL}")
     for target in targets:
         if not any(_matches(name, target) for name, _ in linears):
             endings = sorted({name.rsplit(".", 1)[-1] for name, _ in linears})

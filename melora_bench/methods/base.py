@@ -25,7 +25,7 @@ class Method:
     packs: ClassVar[bool] = True  # False: one seed at a time, as its trained tensors have no replica axis
     # Raised when a code change changes results beyond rounding and the draws of one law; in the config hash.
     version: int
-    target_modules: list[str]  # name endings of the linear layers to adapt, as in PEFT
+    target_modules: list[str] | str  # name endings of the linear layers to adapt, as in PEFT, or all-linear
     layers: dict[str, AdapterLayer] = field(default_factory=dict, init=False, repr=False)
 
     def make_layer(self, base: nn.Linear, replicas: int) -> AdapterLayer:
@@ -43,6 +43,7 @@ class Method:
         layers = {name: self.make_layer(base, len(seeds)) for name, base in targets}
         freeze(model, head, seeds)
         for name, layer in layers.items():
+            layer.name = name
             layer.reset_parameters([generator(seed, "adapter", name) for seed in seeds])
             model.set_submodule(name, layer)
         self.layers = layers

@@ -28,12 +28,13 @@ class Replicated(nn.Module):
 
 
 class ReplicatedLinear(Replicated):
-    """R trainable linear layers side by side: weight (R, d_out, d_in), bias (R, d_out)."""
+    """R trainable linear layers side by side: weight (R, d_out, d_in) and, where the plain layer has one, bias
+    (R, d_out)."""
 
     def __init__(self, base: nn.Linear, replicas: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(base.weight.detach().float().repeat(replicas, 1, 1))
-        self.bias = nn.Parameter(torch.zeros(replicas, base.out_features))
+        self.bias = None if base.bias is None else nn.Parameter(torch.zeros(replicas, base.out_features))
 
     def reset_parameters(self, generators: list[torch.Generator], std: float) -> None:
         """N(0, std^2) weights and zero biases, as transformers initialises a new classifier."""
@@ -43,10 +44,12 @@ class ReplicatedLinear(Replicated):
     def forward(self, x: Tensor) -> Tensor:
         """x (R * B, ..., d_in) -> (R * B, ..., d_out)."""
         rows = x.reshape(self.weight.shape[0], -1, x.shape[-1])
+        if self.bias is None:
+            return (rows @ self.weight.mT).view(*x.shape[:-1], -1)
         return torch.baddbmm(self.bias.unsqueeze(1), rows, self.weight.mT).view(*x.shape[:-1], -1)
 
     def merged(self, replica: int) -> nn.Linear:
-        return _linear(self.weight[replica], self.bias[replica])
+        return _linear(self.weight[replica], None if self.bias is None else self.bias[replica])
 
 
 class HeadLinear(ReplicatedLinear):
@@ -65,6 +68,7 @@ class AdapterLayer(Replicated):
 
     form: ClassVar[Form]
     scaling: float = 1.0
+    name: str = "an adapted layer"  # in its model
 
     def __init__(self, base: nn.Linear, replicas: int) -> None:
         super().__init__()
@@ -84,7 +88,12 @@ class AdapterLayer(Replicated):
         return out + self.update(x).to(out.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (R * B, ..., d_in) -> (R * B, ..., d_out)."""
+        """x (R * B, ..., d_in) -> (R * B, ..., d_out). Raises ValueError for an x that is not rows of R replicas."""
+        if len(x) % self.replicas:
+            raise ValueError(
+                f"{self.name} also reads a tensor of shape {tuple(x.shape)} that all rows share, and each of "
+                f"{self.replicas} seeds side by side would make another of it: give backbone.packs=false"
+            )
         out = self.base(x)
         rows = (value.reshape(self.replicas, -1, value.shape[-1]) for value in (x, out))
         return self.adapted(*rows).view(out.shape)

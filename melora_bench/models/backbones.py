@@ -1,16 +1,17 @@
 """The frozen models that are adapted: from a hub, from a local folder, or from the package index."""
 
 import importlib.util
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from melora_bench.external.embedded import minilm_folder, smollm2_folder
-from melora_bench.methods.attach import head_names
+from melora_bench.methods.attach import head_names, is_below
 from melora_bench.models.base import Backbone
-from melora_bench.models.streams import pool_rows
+from melora_bench.models.fused import separate
+from melora_bench.models.pooling import classify_rows, pool_rows
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -23,29 +24,35 @@ class Encoder(Backbone):
     auto = AutoModelForSequenceClassification
     kind = "SEQ_CLS"
     alternative = "backbone=minilm"
-    pooling: str | None = None  # what the head reads of a row: `streams.pool_rows`
 
-    def check_task(self, num_labels: int) -> None:
+    def for_task(self, num_labels: int) -> "Encoder":
         if not num_labels:
             raise ValueError(
                 f"backbone {self.name} is an encoder: task=alpaca needs a language model, as backbone=smollm2"
             )
+        return self
 
     def model(self, num_labels: int) -> PreTrainedModel:
         """The model with `num_labels` outputs (1: regression), whose head reads rows as `pooling` says. Raises
         ValueError for a folder without weights."""
         model = self.stock(num_labels)
+        separate(model)
         pool_rows(model, self.pooling)
         return model
 
     def stock(self, num_labels: int) -> PreTrainedModel:
-        rates = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
-        dropout = {} if self.dropout is None else dict.fromkeys(rates, self.dropout)
-        model, absent = self.load(num_labels=num_labels, dtype=torch.float32, **dropout)
-        pooler = f"{model.base_model_prefix}.pooler."  # of no use where the head reads means
+        model, absent = self.load(num_labels=num_labels, dtype=torch.float32)
+        pooler = f"{model.base_model_prefix}.pooler."  # of no use where the head reads tokens
         heads = head_names(self.head)
-        unread = (*heads, pooler) if self.pooling == "mean" else tuple(heads)
-        self.refuse_absent({key for key in absent if not key.startswith(unread)})
+        unread = (*heads, pooler) if self.pooling else tuple(heads)
+        absent = {key for key in absent if not key.startswith(unread)}
+        if absent and all(key.startswith(pooler) for key in absent):
+            names = ",".join([pooler.removesuffix("."), *heads])
+            raise ValueError(
+                f"backbone {self.name}: {self.folder[0]} holds no pooling layer: give backbone.head=[{names}] to train "
+                "one, or backbone.pooling=mean"
+            )
+        self.refuse_absent(absent)
         for head in set(heads) - dict(model.named_modules()).keys():
             there = ", ".join(name for name, _ in model.named_children())
             raise ValueError(f"backbone.head={head!r} is no module of {self.name}: it has {there}")
@@ -65,20 +72,34 @@ class CausalLM(Backbone):
     quantization: str | None  # nf4: 4-bit weights, QLoRA (Dettmers et al. 2023)
     gradient_checkpointing: bool  # compute activations again in the backward pass instead of keeping them
 
-    def check_task(self, num_labels: int) -> None:
+    def for_task(self, num_labels: int) -> "CausalLM":
         if num_labels:
-            raise ValueError(f"backbone {self.name} is a language model without a classifier: use it with task=alpaca")
+            given = {one.name: getattr(self, one.name) for one in fields(self) if one.init}
+            return DecoderClassifier(**given | {"pooling": self.pooling or "last"})
+        if self.pooling:
+            raise ValueError(
+                f"backbone.pooling={self.pooling} is what a classifier reads of a row, and task=alpaca has none: "
+                "leave it out"
+            )
+        return self
 
     def model(self, num_labels: int) -> PreTrainedModel:
         """The language model, which has no labels. Raises ValueError for weights that cannot be had in this form."""
+        model = self.stock(num_labels)
+        separate(model)
+        return model
+
+    def stock(self, num_labels: int) -> PreTrainedModel:
+        return self._loaded()
+
+    def _loaded(self, **options: Any) -> PreTrainedModel:
         if self.dtype not in DTYPES:
             raise ValueError(f"backbone.dtype={self.dtype!r} is unknown: use {', '.join(DTYPES)}")
-        options: dict[str, Any] = {} if self.dropout is None else {"attention_dropout": self.dropout}
         if self.quantization:
             device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
             options |= {"quantization_config": self._nf4(), "device_map": {"": device}}
         model, absent = self.load(dtype=DTYPES[self.dtype], **options)
-        self.refuse_absent(absent)
+        self.refuse_absent({key for key in absent if not is_below(key, head_names(self.head))})
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         return model
@@ -98,3 +119,23 @@ class CausalLM(Backbone):
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=DTYPES[self.dtype],
         )
+
+
+@dataclass(kw_only=True)
+class DecoderClassifier(CausalLM):
+    """A decoder under a new classifier, in the place of its output layer: what `CausalLM.for_task` makes of it."""
+
+    auto = AutoModelForSequenceClassification
+    kind = "SEQ_CLS"
+    head: str = field(default="score", init=False)  # transformers' name of it, whatever the kind of decoder
+    pooling: str
+
+    def model(self, num_labels: int) -> PreTrainedModel:
+        """The model with `num_labels` outputs (1: regression), whose classifier reads rows as `pooling` says. Raises
+        ValueError as `CausalLM.model` does, and for a pooling that there is not."""
+        model = super().model(num_labels)
+        classify_rows(model, self.pooling, self.head)
+        return model
+
+    def stock(self, num_labels: int) -> PreTrainedModel:
+        return self._loaded(num_labels=num_labels)

@@ -3,12 +3,13 @@ and what a record says of it."""
 
 import contextlib
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from melora_bench.external.embedded import OPTION
 from melora_bench.external.hub import hub_snapshot
@@ -33,13 +34,16 @@ class Backbone:
     repo: str | None  # the hub's repository; None: the embedded model
     revision: str | None
     path: str | None  # a local folder, instead of the hub
-    target_modules: list[str]
+    target_modules: list[str] | str  # name endings of the linear layers to adapt, or all-linear
     dropout: float | None  # of the backbone in training; None: as the model's own config has it
     seen: list[str]  # tasks whose texts the pre-training saw: tables mark these rows
     head: str | list[str]  # the module, or modules, whose linear layers are trained in full; "" or []: none
+    packs: bool = True  # False: one seed at a time, as its layers get inputs that all rows share
+    pooling: str | None = None  # what a classifier reads of a row: `models.pooling`; None: as the model's own head does
 
-    def check_task(self, num_labels: int) -> None:
-        """Raises ValueError for a task, with labels or without (0), that this kind of model cannot learn."""
+    def for_task(self, num_labels: int) -> "Backbone":
+        """The backbone as a task with so many labels (0: none) needs it. Raises ValueError for a task that this kind of
+        model cannot learn."""
         raise NotImplementedError
 
     @functools.cached_property  # the hub is asked once, and every part comes from one commit
@@ -73,20 +77,23 @@ class Backbone:
             return AutoTokenizer.from_pretrained(folder, **AS_DATA)
 
     def max_tokens(self, model: PreTrainedModel) -> int:
-        """The number of tokens that the model has positions for."""
-        return model.config.max_position_embeddings - self.first_position(model)
+        """The number of tokens that the model has positions for; some kinds have no limit."""
+        return getattr(model.config, "max_position_embeddings", sys.maxsize) - self.first_position(model)
 
     def first_position(self, model: PreTrainedModel) -> int:
         """The position of a row's first token: 0, in RoBERTa and its kin the number after the padding id."""
         return getattr(getattr(model.base_model, "embeddings", None), "padding_idx", -1) + 1
 
     def load(self, **options: Any) -> tuple[PreTrainedModel, set[str]]:
-        """(model, names of the weights that the folder lacks). Raises ValueError for a folder that does not load."""
+        """(model, names of the weights that the folder lacks); its dropouts are `dropout` where that is given. Raises
+        ValueError for a folder that does not load."""
         folder = self.folder[0]
         weight_files(folder)
         with self._loading(folder):
+            config = AutoConfig.from_pretrained(folder, **AS_DATA)
+            rates = {} if self.dropout is None else dict.fromkeys(dropouts(config), self.dropout)
             model, report = self.auto.from_pretrained(
-                folder, use_safetensors=True, output_loading_info=True, **AS_DATA, **options
+                folder, use_safetensors=True, output_loading_info=True, **AS_DATA, **options, **rates
             )
         return model, {str(key) for key in report["missing_keys"] | report["mismatched_keys"]}
 
@@ -133,3 +140,13 @@ class Backbone:
         known = OPTION.get(of_files["sha256"], f"local-{of_files['sha256'][:10]}")
         name = known if self.name in options("backbone") else self.name
         return {"name": name, "repo": None, "commit": None, **of_files}
+
+
+def dropouts(config: PretrainedConfig) -> list[str]:
+    """The keys of a model's config that are rates of dropout; of whole layers (layerdrop) there may be other rates.
+
+    >>> dropouts(PretrainedConfig(hidden_dropout_prob=0.1, attn_pdrop=0.1, layerdrop=0.1, classifier_dropout=None))
+    ['attn_pdrop', 'classifier_dropout', 'hidden_dropout_prob']
+    """
+    rates = {key: value for key, value in config.to_dict().items() if "dropout" in key or key.endswith("pdrop")}
+    return sorted(key for key, value in rates.items() if value is None or type(value) in (int, float))

@@ -59,6 +59,11 @@ class Rows:
             masks=masks,
         )
 
+    @property
+    def last(self) -> Tensor:
+        """(rows,) the number of each row's last token."""
+        return self.first + self.lengths[self.is_row] - 1
+
     def to(self, device: torch.device, **options: Any) -> "Rows":
         """The same on another device; `options` are those of Tensor.to."""
         moved: dict[str, Any] = {

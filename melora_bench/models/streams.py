@@ -3,10 +3,9 @@
 A batch of R replicas is (R, T) tokens, T one more than the longest replica's sum of row lengths. Embedding, linear
 layers, norms and adapters see tokens and compute no padding. Attention looks within each row: on a GPU by torch's
 kernels for rows of any length, elsewhere in a few groups of rows of like length. The model's head gets one vector per
-row (`pool_rows`).
+row (`models.pooling`).
 """
 
-import functools
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from melora_bench.models.rows import Rows
 
@@ -93,12 +91,13 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 def takes_streams(model: PreTrainedModel) -> bool:
-    """Whether `pool_rows` prepared the model for streams: for `input_ids` (R, T) with `rows`."""
+    """Whether `prepare_streams` prepared the model for streams: for `input_ids` (R, T) with `rows`."""
     return model.config._attn_implementation == ATTENTION
 
 
 def check_layout(layout: str, model: PreTrainedModel, device: torch.device) -> bool:
-    """Whether training batches are streams: by themselves on a CPU alone, as on a GPU nobody has measured them yet.
+    """Whether batches are streams, in training and evaluation: by themselves on a CPU alone, as on a GPU nobody has
+    measured them yet.
 
     Raises ValueError for an unknown layout, and for streams that the model cannot take.
     """
@@ -112,43 +111,7 @@ def check_layout(layout: str, model: PreTrainedModel, device: torch.device) -> b
     return layout == "streams" or (layout == "auto" and takes_streams(model) and device.type == "cpu")
 
 
-def pool_rows(model: PreTrainedModel, pooling: str | None) -> None:
-    """Let the model's head read one vector per row: of padded batches and, where this kind of model can, of streams.
-
-    pooling None: as the model's own head does, from the first token. mean: the mean over the row's tokens, without the
-    pooling layer that the model may have. Raises ValueError for another pooling.
-    """
-    if pooling not in (None, "mean"):
-        raise ValueError(f"backbone.pooling={pooling!r} is unknown: use mean, or null for the model's own head")
+def prepare_streams(model: PreTrainedModel) -> None:
+    """Let attention look within the rows of streams, where this kind of model can."""
     if model.config.model_type in KINDS and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(ATTENTION)
-    body = model.base_model
-    if pooling == "mean":
-        body.pooler = None
-    if takes_streams(model) or pooling:
-        body.register_forward_hook(functools.partial(_pooled, pooling), with_kwargs=True)
-
-
-def _pooled(pooling: str | None, body: nn.Module, _, given: dict, output):
-    """The body's output as its head wants it: last_hidden_state (rows, 1, width), pooler_output (rows, width)."""
-    rows, hidden = given.get("rows"), output.last_hidden_state
-    if pooling == "mean":
-        pooled = _means(hidden, rows) if rows else _padded_means(hidden, given["attention_mask"])
-        return BaseModelOutputWithPooling(last_hidden_state=pooled[:, None], pooler_output=pooled)
-    if rows is None:
-        return output
-    first = hidden.flatten(0, 1).index_select(0, rows.first)[:, None]
-    pooler = getattr(body, "pooler", None)
-    return BaseModelOutputWithPooling(last_hidden_state=first, pooler_output=pooler(first) if pooler else None)
-
-
-def _means(hidden: Tensor, rows: Rows) -> Tensor:
-    """(R, T, width) -> (rows, width)"""
-    tokens = hidden.flatten(0, 1)
-    return torch.segment_reduce(tokens.float(), "mean", lengths=rows.lengths, unsafe=True)[rows.is_row].to(hidden.dtype)
-
-
-def _padded_means(hidden: Tensor, mask: Tensor) -> Tensor:
-    """(rows, length, width), (rows, length) -> (rows, width)"""
-    weight = mask.float() / mask.sum(1, keepdim=True)
-    return (weight[:, None] @ hidden.float())[:, 0].to(hidden.dtype)

@@ -72,11 +72,7 @@ class TrainBatches:
             yield [self._micro_batch(rows[:, i::parts], weight[:, i::parts]) for i in indices]
 
     def _micro_batch(self, rows: np.ndarray, weight: np.ndarray) -> Batch:
-        batch: Batch
-        if self.first_position is None:
-            batch = self.split.collate(rows.reshape(-1))
-        else:
-            batch = self.split.stream(rows, self.first_position)
+        batch = self.split.batch(rows, self.first_position)
         return batch | {"weight": torch.from_numpy(weight.reshape(-1).copy())}
 
 
@@ -87,13 +83,20 @@ def count_tokens(batch: Batch) -> int:
 
 
 def evaluation_batches(
-    split: Split, batch_size: int, process: int, processes: int
-) -> Iterator[tuple[np.ndarray, dict]]:
-    """(row numbers, batch) in order of length. All processes have equally many batches: one that has no rows left over
-    for the last gets the longest of it again."""
+    split: Split,
+    batch_size: int,
+    *,
+    replicas: int = 1,
+    first_position: int | None = None,
+    process: int = 0,
+    processes: int = 1,
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """(row numbers, batch) in order of length; each of R replicas gets all rows of a batch, as streams or padded
+    (`Split.batch`). All processes have equally many batches: one that has no rows left over for the last gets the
+    longest of it again."""
     order = np.argsort(-split.lengths, kind="stable")
     for start in range(0, len(order), processes * batch_size):
         together = order[start : start + processes * batch_size]
         rows = together[process::processes]
         rows = rows if len(rows) else together[:1]
-        yield rows, split.collate(rows)
+        yield rows, split.batch(np.tile(rows, (replicas, 1)), first_position)

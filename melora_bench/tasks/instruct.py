@@ -124,13 +124,13 @@ class InstructTask:
         texts = [prompt + row["output"] for prompt, row in zip(prompts, rows, strict=True)]
         start = np.zeros(len(rows), dtype=np.int64)
         if not self.loss_on_prompt:
-            start = tokenise(tokenizer, [prompts], start, max_length).lengths
-        split = tokenise(tokenizer, [texts], start, max_length)
-        ended = split.ids[split.offsets[1:] - 1] == tokenizer.eos_token_id  # by the tokenizer itself
+            start = tokenise(tokenizer, [prompts], start, max_length, continued=True).lengths
+        split = tokenise(tokenizer, [texts], start, max_length, continued=True)
+        ended = split.ids[split.offsets[1:] - 1] == tokenizer.eos_token_id  # by the text itself
         short = (split.lengths < max_length) & ~ended
         ids = np.insert(split.ids, split.offsets[1:][short], tokenizer.eos_token_id)
         offsets = split.offsets + np.concatenate([[0], np.cumsum(short)])
-        return replace(split, ids=ids, types=None, offsets=offsets, weights=targets(np.diff(offsets), start), left=True)
+        return replace(split, ids=ids, types=None, offsets=offsets, weights=targets(np.diff(offsets), start))
 
 
 def fields(template: str) -> set[str] | None:

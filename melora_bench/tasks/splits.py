@@ -1,7 +1,7 @@
 """Tokenised splits: token ids in flat arrays, cached by content, and the batches that rows of them make."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,17 +26,24 @@ class Split:
     labels: np.ndarray  # (rows,) int64 classes, float32 scores, or what else a task needs of a row
     pad_id: int
     weights: np.ndarray | None = None  # (rows,) float32: a row's share in the loss of its step; None: all alike
-    left: bool = False  # pad on the left
 
     @functools.cached_property  # asked for with every batch, as long as the whole split
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
 
+    def batch(self, rows: np.ndarray, first_position: int | None) -> dict[str, Any]:
+        """Row numbers (R, rows) of R replicas -> their batch: streams whose rows' positions count from
+        `first_position`, or for None padded rows, those of replica 0 first."""
+        return self.collate(rows.reshape(-1)) if first_position is None else self.stream(rows, first_position)
+
     def collate(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """Row numbers (rows,) -> input_ids, attention_mask, labels and, where the model has them, token_type_ids."""
+        """Row numbers (rows,) -> input_ids, attention_mask, labels and, where the model has them, token_type_ids.
+
+        Padding is on the right: a row's positions count from its first token in every kind of model, and in a causal
+        one its tokens never see padding.
+        """
         lengths = self.lengths[rows]
         mask = np.arange(lengths.max()) < lengths[:, None]
-        mask = mask[:, ::-1] if self.left else mask
         where = np.concatenate([np.arange(self.offsets[row], self.offsets[row + 1]) for row in rows])
         ids = np.full(mask.shape, self.pad_id, dtype=np.int64)
         ids[mask] = self.ids[where]
@@ -67,18 +74,39 @@ class Split:
         return batch | {"rows": where, "labels": torch.from_numpy(self.labels[rows.reshape(-1)])}
 
 
+def unended(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """The tokens of texts that are to be continued: without what the tokenizer itself puts after a text, such as an
+    end token; what it puts before one stays."""
+    if not texts:  # which a tokenizer does not take
+        return []
+    special = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
+    after = special[::-1].index(0) if 0 in special else 0
+    rows = tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
+    return [ids[: len(ids) - after] for ids in rows]
+
+
 def tokenise(
-    tokenizer: PreTrainedTokenizerBase, columns: list[list[str]], labels: np.ndarray, max_length: int
+    tokenizer: PreTrainedTokenizerBase,
+    columns: list[list[str]],
+    labels: np.ndarray,
+    max_length: int,
+    *,
+    continued: bool = False,
 ) -> Split:
-    """Tokenise the text columns (one, or two for pairs), cut to `max_length` tokens; cached by content."""
+    """Tokenise the text columns (one, or two for pairs), cut to `max_length` tokens; cached by content. A text that is
+    to be continued is one column, and has no end (`unended`)."""
     # An earlier call leaves its own limit there, which would change the key.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     settings = [max_length, tokenizer.model_input_names, tokenizer.backend_tokenizer.to_str()]
-    place = ("tokens", f"{sha256_json(['v2', *settings, columns])}.npz")
+    place = ("tokens", f"{sha256_json(['v2', *settings, columns, *['unended'] * continued])}.npz")
     arrays = _stored(place, len(columns[0]))
     if arrays is None:
-        encoded = tokenizer(*columns, truncation=True, max_length=max_length, return_attention_mask=False)
+        encoded: Mapping[str, Any]
+        if continued:
+            encoded = {"input_ids": [ids[:max_length] for ids in unended(tokenizer, columns[0])]}
+        else:
+            encoded = tokenizer(*columns, truncation=True, max_length=max_length, return_attention_mask=False)
         offsets = np.cumsum([0, *map(len, encoded["input_ids"])])
         arrays = {"ids": np.concatenate(encoded["input_ids"]).astype(np.int32), "offsets": offsets}
         if "token_type_ids" in encoded:

@@ -19,12 +19,14 @@ from melora_bench.methods.base import Method
 from melora_bench.methods.dropout import replace_dropouts
 from melora_bench.models.base import Backbone
 from melora_bench.models.checks import check_device, check_dtype
+from melora_bench.models.fused import refuse_whole
 from melora_bench.models.streams import check_layout
 from melora_bench.records import provenance
 from melora_bench.tasks.base import Task
 from melora_bench.tasks.batches import TrainBatches
 from melora_bench.training.configs import RunConfig
 from melora_bench.training.points import Point
+from melora_bench.training.probe import probe
 from melora_bench.training.schedule import Schedule
 from melora_bench.training.sharding import refuse_launch, shard_backbone
 from melora_bench.training.starts import load_start
@@ -65,12 +67,13 @@ def build(point: Point, seeds: list[int]) -> Parts:
     check_device(config.precision)
     accelerator = _accelerator(config)
     method, backbone = make(config.method, "method"), make(config.backbone, "backbone")
-    task, data = load_task(config, backbone)
+    task, backbone, data = load_task(config, backbone)
     origin, code = backbone.origin(), {"git": provenance.git_state(), "code": provenance.code_sha256()}
     model = _model(config, backbone, task)
     batches = _batches(config, seeds, task, backbone, model, accelerator)
     schedule = Schedule.of(config, len(task.train.labels))
     method.attach(model, backbone.head, seeds, schedule.total)
+    refuse_whole(model, method.layers)
     starts = [load_start(point, seed, k, model, method, backbone.head) for k, seed in enumerate(seeds)]
     params = counts(model)
     if config.shard:
@@ -85,6 +88,7 @@ def build(point: Point, seeds: list[int]) -> Parts:
         schedule=schedule,
         **{key: getattr(config, key) for key in keys},
     )
+    probe(trainer, backbone.name)
     return Parts(
         accelerator=accelerator,
         backbone=backbone,
@@ -102,11 +106,12 @@ def build(point: Point, seeds: list[int]) -> Parts:
     )
 
 
-def load_task(config: RunConfig | DictConfig, backbone: Backbone) -> tuple[Task, dict[str, dict | None]]:
-    """The task of a config with its rows read and tokenised, and what the record says of them. Raises ValueError."""
+def load_task(config: RunConfig | DictConfig, backbone: Backbone) -> tuple[Task, Backbone, dict[str, dict | None]]:
+    """The task of a config with its rows read and tokenised, the backbone as the task needs it, and what the record
+    says of the rows. Raises ValueError."""
     task, source = make(config.task, "task"), make(config.data, "data")
-    backbone.check_task(task.num_labels)
-    return task, task.load(source, backbone.tokenizer(), **{key: getattr(config, key) for key in LIMITS})
+    backbone = backbone.for_task(task.num_labels)
+    return task, backbone, task.load(source, backbone.tokenizer(), **{key: getattr(config, key) for key in LIMITS})
 
 
 def _forget_earlier_runs() -> None:

@@ -101,9 +101,9 @@ class Point:
         return self.output(*seeds) / "checkpoint.pt"
 
     def packs(self, todo: list[int]) -> list[list[int]]:
-        """The runs that the seeds to do need: one for all, or one each where the method cannot pack. Seeds that share a
-        checkpoint are kept together, even if some of them have been recorded since."""
-        if not get_class(self.config.method["_target_"]).packs:
+        """The runs that the seeds to do need: one for all, or one each where the method or the backbone cannot pack.
+        Seeds that share a checkpoint are kept together, even if some of them have been recorded since."""
+        if not (get_class(self.config.method["_target_"]).packs and self.config.backbone.get("packs", True)):
             return [[seed] for seed in todo]
         kept: list[list[int]] = []
         for seeds in self._checkpoints().values():

@@ -75,7 +75,7 @@ class Trainer:
         try:
             self._loss(next(self.batches.epoch(0))[0]).sum().backward()
             with torch.no_grad():
-                self._outputs(next(evaluation_batches(split, self.eval_batch_size, 0, 1))[1])
+                self.outputs(next(evaluation_batches(split, self.eval_batch_size, replicas=self.replicas))[1])
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # dynamo, inductor, triton and a C++ compiler raise their own
@@ -155,23 +155,20 @@ class Trainer:
 
     def _loss(self, batch: Batch) -> Tensor:
         """(R,)"""
-        batch = {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
-        return self.task.loss(self.model, batch, self.replicas)
+        return self.task.loss(self.model, self._on_device(batch), self.replicas)
 
-    def _outputs(self, batch: Batch) -> Tensor:
-        """(R * rows, numbers per row) of one evaluation batch, which every replica gets whole."""
-        batch = {key: torch.cat([value.to(self.accelerator.device)] * self.replicas) for key, value in batch.items()}
-        return self.task.outputs(self.model.eval(), batch).float()
+    def outputs(self, batch: Batch) -> Tensor:
+        """(R * rows, numbers per row) of one evaluation batch."""
+        return self.task.outputs(self.model.eval(), self._on_device(batch)).float()
+
+    def _on_device(self, batch: Batch) -> Batch:
+        return {name: value.to(self.accelerator.device, non_blocking=True) for name, value in batch.items()}
 
     @torch.no_grad()
     def evaluate(self) -> list[dict | None]:
         """By replica, {"metrics": ..., "halves": [..., ...]} over all splits; None if an output is not finite."""
         outputs = collect_outputs(
-            self.task.evaluation,
-            self._outputs,
-            replicas=self.replicas,
-            batch_size=self.eval_batch_size,
-            accelerator=self.accelerator,
+            self.task.evaluation, self.outputs, like=self.batches, batch_size=self.eval_batch_size
         )
         return [score(self.task, {name: values[k] for name, values in outputs.items()}) for k in range(self.replicas)]
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from instruct_fakes import byte_tokenizer, tiny_llama
+from tokenizers import processors
 
 from melora_bench.instructeval.generate import SeededSampling, end_tokens, generate
 
@@ -137,6 +138,16 @@ def test_decoding_ends_when_every_row_has_ended():
     finally:
         model.generation_config = before
         hook.remove()
+
+
+def test_an_end_that_the_tokenizer_adds_does_not_matter():
+    """A prompt is to be continued: no end token comes before the answer."""
+    ending = copy.deepcopy(byte_tokenizer())
+    ending.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 256), ("</s>", 257)]
+    )
+    assert ending("a").input_ids == [*byte_tokenizer()("a").input_ids, 257]
+    assert written(tokenizer=ending) == written()
 
 
 def test_the_tokenizers_padding_token_does_not_matter():

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from melora_bench.models.backbones import Encoder
-from melora_bench.models.streams import KINDS, check_layout, pool_rows, takes_streams
-from melora_bench.tasks.batches import count_tokens
+from melora_bench.models.pooling import pool_rows
+from melora_bench.models.streams import KINDS, check_layout, takes_streams
+from melora_bench.tasks.batches import count_tokens, evaluation_batches
 from melora_bench.tasks.splits import Split
 
 SIZES = {
@@ -139,7 +140,7 @@ def test_a_model_that_takes_no_streams_is_padded():
         check_layout("streams", other, cpu)
     with pytest.raises(ValueError, match=r"layout='fast' is unknown: use auto, streams or padded"):
         check_layout("fast", other, cpu)
-    with pytest.raises(ValueError, match=r"backbone\.pooling='max' is unknown: use mean, or null"):
+    with pytest.raises(ValueError, match=r"backbone\.pooling='max' is unknown: use first, mean, last, or null"):
         pool_rows(other, "max")
 
 
@@ -163,6 +164,36 @@ def test_a_run_is_the_same_in_both_layouts(tiny_overrides, tmp_path, pooling, ac
         for one, other in zip(curves(ours), curves(theirs), strict=True):
             assert one["train_loss"] == pytest.approx(other["train_loss"], abs=2e-6)
             assert one["metrics"] == other["metrics"]
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_every_replica_is_scored_on_all_rows_in_both_layouts(kind):
+    """The i-th block of outputs is replica i's, row by row."""
+    ours, lengths = model(kind), [5, 9, 2, 30, 1]
+    pool_rows(ours, None)
+    rows = split(lengths, kind == "bert", ours.config.pad_token_id)
+    outputs = []
+    for first in (None, Encoder.first_position(None, ours)):
+        order, parts = [], []
+        for numbers, batch in evaluation_batches(rows, 2, replicas=3, first_position=first):
+            batch.pop("labels")
+            order += numbers.tolist()
+            parts.append(ours(**batch).logits.view(3, len(numbers), -1))
+        assert order == [3, 1, 0, 2, 4]
+        outputs.append(torch.cat(parts, 1))
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(outputs[1][:1].expand(3, -1, -1), outputs[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["auto", "streams"])
+def test_a_run_in_streams_pads_no_row(tiny_overrides, monkeypatch, layout):
+    """Neither in training nor in evaluation; by itself on a CPU."""
+
+    def refuse(*_):
+        raise AssertionError("rows were padded")
+
+    monkeypatch.setattr(Split, "collate", refuse)
+    assert run_point([*tiny_overrides, "epochs=1", f"layout={layout}"])
 
 
 def test_copies_pool_as_their_original():

@@ -203,8 +203,9 @@ def test_evaluation_covers_each_row_and_processes_keep_step(rows, batch_size, pr
     split = numbered(rows)
     found, counts = [], []
     for process in range(processes):
-        counts.append(len(list(evaluation_batches(split, batch_size, process, processes))))
-        for numbers, batch in evaluation_batches(split, batch_size, process, processes):
+        parts = {"process": process, "processes": processes}
+        counts.append(len(list(evaluation_batches(split, batch_size, **parts))))
+        for numbers, batch in evaluation_batches(split, batch_size, **parts):
             assert 1 <= len(numbers) <= batch_size
             assert (batch["labels"].numpy() == numbers).all()
             assert batch["input_ids"].shape[1] == split.lengths[numbers].max()
