@@ -4,7 +4,8 @@ BIN := .venv/bin
 RUN := $(BIN)/melora-bench
 DONE := .venv/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock torch
+# Python compiles what it imports, which is less than pip would.
+PIP := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -c requirements.lock torch
 
 # `make sweep TABLE=x task=mrpc` would start the whole grid: a run's settings are no variables of make.
 KNOWN := ARGS BIN DATA INSTRUCT PYTHON SCORE SHELL TABLE

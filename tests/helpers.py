@@ -7,6 +7,7 @@ import json
 import operator
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -60,6 +61,12 @@ def poison_replica_1(monkeypatch: pytest.MonkeyPatch) -> None:
         real(self, step)
 
     monkeypatch.setattr(LoRA, "before_forward", poison)
+
+
+def one_quickly(values: Iterable) -> list:
+    """The values as parameters of a test: the first in `make test`, the others in `make test-slow`."""
+    first, *others = values
+    return [first, *(pytest.param(value, marks=pytest.mark.slow) for value in others)]
 
 
 def point(overrides: list[str]) -> Point:

@@ -14,6 +14,7 @@ from melora_bench.training.configs import RunConfig, compose_run
 from melora_bench.training.schedule import Schedule
 
 
+@pytest.mark.slow
 def test_the_committed_page_is_what_make_docs_writes():
     assert (ROOT / "docs" / "methods.md").read_text() == methods_page.document()
 

@@ -612,6 +612,7 @@ def test_files_that_may_not_be_read(tmp_path):
 # ---- scripts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "scripts").glob("*.py")))
 def test_every_script_explains_itself_and_writes_nothing(name, tmp_path, monkeypatch, capsys):
     def state() -> dict:

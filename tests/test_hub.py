@@ -351,6 +351,7 @@ def scores(record) -> list[dict]:
     return [{key: entry[key] for key in ("step", "train_loss", "metrics")} for entry in record.epochs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["mrpc", "stsb", "mnli"])
 def test_training_says_which_commits_it_read(hub, client, roberta, point, task):
     weights, rows = hub.commit("model", ROBERTA, roberta), hub.commit("dataset", GLUE, glue_files(task))
@@ -369,6 +370,7 @@ def test_training_says_which_commits_it_read(hub, client, roberta, point, task):
 # ---- without the hub
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offline", [True, False])
 def test_what_was_read_once_is_read_again_without_the_hub(hub, client, roberta, point, offline):
     hub.commit("model", ROBERTA, roberta)
@@ -581,6 +583,7 @@ def test_an_unknown_commit_and_a_name_that_cannot_be(hub, client):
     )
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written(hub, client, tmp_path):
     hub.commit("dataset", GLUE, {"a.json": b"[]"})
     (tmp_path / "file").write_text("")

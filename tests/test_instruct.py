@@ -207,7 +207,10 @@ def gradients(model) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("on_prompt", [True, False])
-@pytest.mark.parametrize(("accumulation", "processes"), [(1, 1), (2, 1), (3, 2)])
+@pytest.mark.parametrize(
+    ("accumulation", "processes"),
+    [(2, 1), pytest.param(1, 1, marks=pytest.mark.slow), pytest.param(3, 2, marks=pytest.mark.slow)],
+)
 def test_a_steps_loss_is_the_mean_over_its_target_tokens(
     on_prompt, accumulation, processes, tokenizer, tiny_alpaca, model
 ):

@@ -108,6 +108,7 @@ def row_by_row(model, path, tokenizer) -> float:
     return total / count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_stock_peft_computes_what_we_do(method, trained, exported, tiny_llama, tiny_alpaca):
     """The logits agree, without the adapter they would not; the loss it has is the record's; no head is written."""
@@ -178,6 +179,7 @@ def test_tied_embeddings_are_trained_and_merged_once(trained, exported, tiny_lla
     assert row_by_row(model, tiny_alpaca, AutoTokenizer.from_pretrained(folder)) == pytest.approx(best, abs=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("merged", [False, True])
 def test_a_run_on_bf16_weights_is_exported_in_float32(merged, trained, exported, tiny_llama, tiny_alpaca):
     record = trained("method=lora", "precision=bf16", "backbone.dtype=bfloat16")

@@ -226,6 +226,7 @@ def test_full_fine_tuning_trains_every_tensor(alpaca_overrides, tiny_llama, tmp_
     assert record.params["total"] == before.num_parameters() and losses(path)[-1] < 5
 
 
+@pytest.mark.slow
 def test_bf16_weights_train_under_bf16(alpaca_overrides):
     """And end near the float32 run."""
     [full] = run_point([*alpaca_overrides, "lr=0.05"])
@@ -243,6 +244,7 @@ def test_rows_per_second_count_rows_not_evaluations(alpaca_overrides):
     assert record.rows_per_second * seconds == pytest.approx(1.75 * 54, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_plan_counts_what_a_run_by_steps_does(alpaca_overrides, monkeypatch):
     """Six steps are one and a half epochs of four; evaluated after four of them and at the end."""
     grid = Table(title="", experiment="audit", tasks=["alpaca"], rows=[Row(label="LoRA", settings={"method": "lora"})])

@@ -247,6 +247,7 @@ def own(tmp_path, monkeypatch) -> Path:
     return tmp_path / "cache"
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_token_cache_is_made_anew(data, tokens, own):
@@ -464,6 +465,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_training(
     assert not list(tmp_path.rglob("*.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE], ids=errno.errorcode.get)
 def test_a_disk_that_fails_in_the_middle_costs_one_line(number, tiny_overrides, tmp_path, monkeypatch):
     """From the second epoch on nothing can be written, error.txt neither. Afterwards the same command goes on:

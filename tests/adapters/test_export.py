@@ -401,6 +401,7 @@ def tiny_bert(tiny_roberta, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 @pytest.mark.parametrize("merged", ["false", "true"])
 def test_a_head_that_reads_means_computes_by_its_card(kind, merged, trained, export, tiny_bert, tiny_roberta, tmp_path):
@@ -422,6 +423,7 @@ def test_a_head_that_reads_means_computes_by_its_card(kind, merged, trained, exp
         assert (scope["model"](**x).logits - expected).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_the_embedded_weights_have_a_public_name():
     """What the default backbone's adapters name as their base is the hub's repository of the same bytes."""
     backbone = build(composed(["backbone=minilm"]).backbone, "backbone")

@@ -146,11 +146,11 @@ def test_head_stays_fresh(adapter, started, tiny_roberta, tmp_path):
     ("source", "target", "overrides"),
     [
         ("lora", "lora", []),
-        ("multi_lora", "multi_lora", []),
-        ("delta_lora", "multi_lora", []),
-        ("melora", "multi_lora", []),
+        pytest.param("multi_lora", "multi_lora", [], marks=pytest.mark.slow),
+        pytest.param("delta_lora", "multi_lora", [], marks=pytest.mark.slow),
+        pytest.param("melora", "multi_lora", [], marks=pytest.mark.slow),
         ("melora", "lora", ["method.r=16", "method.alpha=32"]),
-        ("adalora", "lora", ["method.r=12", "method.alpha=24"]),
+        pytest.param("adalora", "lora", ["method.r=12", "method.alpha=24"], marks=pytest.mark.slow),
     ],
 )
 def test_round_trip(source, target, overrides, started, tiny_overrides, tiny_roberta, tmp_path, monkeypatch):

@@ -163,11 +163,15 @@ def test_what_leaves_a_grid_in_its_own_experiment(overrides):
     [
         (["max_train_rows=32"], "mplora_table2-max_train_rows-32"),
         (["task=mrpc", "epochs=1", "batch_size=8"], "mplora_table2-batch_size-8-epochs-1"),
-        (["precision=bf16"], "mplora_table2-precision-bf16"),
-        (["method.alpha=8"], "mplora_table2-method.alpha-8"),
-        (["recipe=quick"], "mplora_table2-recipe-quick"),
-        (["data=local", "data.splits.train=train_small"], "mplora_table2-data.splits.train-train_small"),
-        (["+note=x"], "mplora_table2-note-x"),
+        pytest.param(["precision=bf16"], "mplora_table2-precision-bf16", marks=pytest.mark.slow),
+        pytest.param(["method.alpha=8"], "mplora_table2-method.alpha-8", marks=pytest.mark.slow),
+        pytest.param(["recipe=quick"], "mplora_table2-recipe-quick", marks=pytest.mark.slow),
+        pytest.param(
+            ["data=local", "data.splits.train=train_small"],
+            "mplora_table2-data.splits.train-train_small",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(["+note=x"], "mplora_table2-note-x", marks=pytest.mark.slow),
         # On MRPC as it is, on CoLA another.
         (["weight_decay=0.1", "epochs=30"], "mplora_table2-epochs-30-weight_decay-0.1"),
         (["task=mrpc", "init_from=/home/somebody/adapter"], "mplora_table2-init_from-"),

@@ -24,6 +24,7 @@ def test_steps_and_tokens_are_those_of_the_runs(narrowed, tmp_path):
     assert not (tmp_path / "results").exists() and not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_what_is_recorded_costs_nothing(narrowed):
     first = plan("mplora_table1", narrowed)[0]  # of a trial, as its epochs are not the table's
     assert first.point.config.experiment.startswith("mplora_table1-")
@@ -33,6 +34,7 @@ def test_what_is_recorded_costs_nothing(narrowed):
     assert (costs[0].steps, costs[0].tokens, costs[0].hours) == (0, 0, 0.0)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_known_is_said(tmp_path, capsys):
     """Without the data the points are listed all the same, with the reason once."""
     code = command.main(

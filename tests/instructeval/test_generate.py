@@ -48,6 +48,7 @@ def test_any_batch_size_writes_what_the_literal_loop_writes_in_the_order_given(b
     assert len(set(expected)) > 6  # outputs differ, so a mix-up would show
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_what_all_prompts_begin_with_is_read_once(batch_size):
     """As shots are: 60 tokens that 13 prompts share, beginning of text included."""

@@ -484,7 +484,7 @@ def test_the_reference_is_the_papers_run_as_a_sweep_composes_it(name):
         ({"warmup_steps": 6}, "warmup_steps 6 instead of None"),
         ({"precision": "bf16"}, "precision bf16 instead of no"),
         ({"no_decay": None}, "no_decay None instead of ['bias']"),
-        ({"bucket": 7}, "bucket 7 instead of 50"),
+        ({"bucket": 7}, "bucket 7 instead of 1"),
         ({"own": {"target_modules": ["key"]}}, "method.target_modules ['key'] instead of ['query', 'value']"),
         ({"own": {"version": 0}}, "method.version 0 instead of 1"),
         ({"own_backbone": {"head": "score"}}, "backbone.head score instead of classifier"),

@@ -26,10 +26,11 @@ def needs(launcher: str) -> None:
         pytest.skip(f"hydra/launcher={launcher} is not installed: pip install -c requirements.lock -e '.[{extra}]'")
 
 
-OTHERS = ["processes", "submitit_local", "ray"]
+LAUNCHERS = ["joblib", "processes", "submitit_local", "ray"]
 
 
-@pytest.mark.parametrize("launcher", ["joblib", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_launcher_runs_a_grid(tiny_overrides, tmp_path, launcher):
     """A table's grid of four points, launched in processes of their own."""
     needs(launcher)
