@@ -88,7 +88,7 @@ def real(*trail: str | int, value: object) -> dict:
 def test_every_committed_record_loads():
     folders = sorted((ROOT / "results" / "runs").iterdir())
     found = [one for folder in folders for one in records.load_all(ROOT / "results", folder.name)]
-    assert len(found) == len(list((ROOT / "results" / "runs").rglob("*.json"))) > 300
+    assert len(found) == len(list((ROOT / "results" / "runs").rglob("*.json"))) > 50
 
 
 def test_the_shape_of_a_record_covers_its_keys():
