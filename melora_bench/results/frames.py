@@ -22,7 +22,7 @@ class Records(list[RunRecord]):
 
         >>> frame = load_records("results", experiment="audit").to_frame()
         >>> frame.groupby("method").accuracy.max().to_dict()
-        {'lora': 0.77, 'mplora': 0.77, 'share_lora': 0.77}
+        {'lora': 0.8, 'mplora': 0.8, 'share_lora': 0.79}
         >>> frame[frame["config.method.n"] == 4].groupby("epoch").size().to_dict()
         {1: 9, 2: 9}
         """
