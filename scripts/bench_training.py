@@ -55,7 +55,7 @@ METHODS = {
     "LoRA-FA": ["method=lora_fa"],
     "VeRA": ["method=vera"],
     "DyLoRA": ["method=dylora"],
-    "AdaLoRA": ["method=adalora", "method.delta_t=1"],
+    "AdaLoRA": ["method=adalora", "method.delta_t=1", "method.final_warmup=0.5"],
     "Delta-LoRA": ["method=delta_lora"],
     "Multi-LoRA n=2": ["method=multi_lora"],
     "Share-LoRA n=2": ["method=share_lora"],

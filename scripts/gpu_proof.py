@@ -49,7 +49,7 @@ def commands(options: argparse.Namespace, scratch: Path) -> dict[str, list]:
             ROOT / "tests" / "test_gpu.py",
         ],
         "layers": [sys.executable, SCRIPTS / "bench_adapters.py", *layers, *to],
-        "training": [sys.executable, SCRIPTS / "bench_training.py", *training, *shape, *to],
+        "training": [sys.executable, SCRIPTS / "bench_training.py", "--compare", "peers", *training, *shape, *to],
         "packs": [sys.executable, SCRIPTS / "bench_packs.py", *packs, *shape, *to],
         "llama": [sys.executable, SCRIPTS / "bench_llama.py", *llama, *to],
         "llama_nf4": [
